@@ -1,0 +1,129 @@
+//! One unit: decode, run, encode, deliver. And the line on which the child speaks.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::panic;
+use crate::hook::step;
+use crate::subprocess::Subprocess;
+use crate::sys;
+use crate::sys::image::Entry;
+use crate::wire::codec;
+use crate::wire::frame::{Kind, encode};
+use crate::wire::message::{Failed, Panicked, Step};
+
+/// What a running unit needs from the process around it.
+pub(crate) trait Host {
+    /// The unit is about to run. A loop's handlers are in place before this is said.
+    fn ready(&mut self, is_loop: bool);
+    fn value(&mut self, bytes: Vec<u8>);
+    fn panicked(&mut self, panic: Panicked);
+    fn failed(&mut self, step: Step, why: String);
+}
+
+/// The entry of a unit's type: what a parent names, and a child runs.
+pub(crate) const fn entry<T: Subprocess>() -> &'static Entry {
+    const { &Entry::new(std::any::type_name::<T>, run::<T>) }
+}
+
+fn run<T: Subprocess>(bytes: &[u8], host: &mut dyn Host) {
+    let unit = match panic::caught(|| codec::decode::<T>(bytes)) {
+        Ok(Ok(unit)) => unit,
+        Ok(Err(error)) => return host.failed(Step::Decode, error.to_string()),
+        Err(panic) => return host.panicked(panic),
+    };
+    host.ready(T::LOOPS);
+    step("ready");
+    let output = match panic::caught(|| unit.run()) {
+        Ok(output) => output,
+        Err(panic) => return host.panicked(panic),
+    };
+    step("ran");
+    match panic::caught(|| codec::encode(&output)) {
+        Ok(Ok(bytes)) => host.value(bytes),
+        Ok(Err(error)) => host.failed(Step::Encode, error.to_string()),
+        Err(panic) => host.panicked(panic),
+    }
+    // The result is home: what its destructor does from here on, it does to this process alone.
+    let _ = panic::caught(|| drop(output));
+}
+
+/// The child's end of the line.
+#[derive(Clone)]
+pub(crate) struct Line {
+    pub(crate) fd: Arc<OwnedFd>,
+    /// The process that may speak here. A copy that the unit forks never does.
+    owner: u32,
+}
+
+impl Line {
+    pub(crate) fn new(fd: OwnedFd) -> Self {
+        Self { fd: Arc::new(fd), owner: std::process::id() }
+    }
+
+    fn is_mine(&self) -> bool {
+        self.owner == std::process::id()
+    }
+
+    fn send(&self, kind: Kind, body: &[u8]) {
+        if self.is_mine() {
+            // It fails if the parent is gone; then the guard sees to us.
+            let _ = sys::io::send_all(&*self.fd, &encode(kind, body));
+        }
+    }
+
+    fn send_message(&self, kind: Kind, message: &impl Serialize) {
+        if let Ok(body) = codec::encode(message) {
+            self.send(kind, &body);
+        }
+    }
+
+    /// Tells that a panic has begun. Whether it is the end, nobody knows yet; if the process aborts, this is why.
+    pub(crate) fn note(&self, panic: &Panicked) {
+        self.send_message(Kind::Note, panic);
+    }
+
+    /// The end of the process: exit handlers, streams, libc's exit. A forked copy ends without any of it.
+    pub(crate) fn end(self) -> ! {
+        if !self.is_mine() {
+            sys::lifecycle::flush_streams();
+            sys::lifecycle::exit_now(0);
+        }
+        step("end");
+        sys::lifecycle::exit(0)
+    }
+
+    fn finish(&self, kind: Kind, body: &[u8]) {
+        // Before the last word, so that what the unit printed is out when its result is home.
+        sys::lifecycle::flush_streams();
+        step("result");
+        self.send(kind, body);
+        step("sent");
+    }
+}
+
+impl Host for Line {
+    fn ready(&mut self, is_loop: bool) {
+        if is_loop {
+            sys::signals::install_stop();
+        }
+        self.send(Kind::Ready, &[]);
+        sys::signals::unblock_all();
+    }
+
+    fn value(&mut self, bytes: Vec<u8>) {
+        self.finish(Kind::Value, &bytes);
+    }
+
+    fn panicked(&mut self, panic: Panicked) {
+        let body = codec::encode(&panic).unwrap_or_default();
+        self.finish(Kind::Panicked, &body);
+    }
+
+    fn failed(&mut self, step: Step, why: String) {
+        let body = codec::encode(&Failed { step, why }).unwrap_or_default();
+        self.finish(Kind::Failed, &body);
+    }
+}

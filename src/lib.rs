@@ -1,0 +1,48 @@
+//! Run a unit of work, a method on an object, in a child process.
+
+// What a user writes
+mod subprocess;
+// What a user holds
+mod offspring;
+mod builder;
+mod process;
+mod error;
+// The user's process
+mod parent;
+// What the processes say to each other
+mod wire;
+// The program, executed again
+mod zygote;
+// The child
+mod child;
+// The floor
+mod sys;
+mod hook;
+
+pub use builder::{Builder, Stdio};
+pub use error::{Death, Error, ErrorKind, Panic};
+pub use offspring::Offspring;
+pub use process::Process;
+pub use subprocess::{PAUSE, Subprocess, SubprocessLoop, spawn};
+
+/// Ends every unit, and what the library keeps: afterwards the process is as if it had never used it. A later start
+/// begins afresh.
+///
+/// As when the parent exits: TERM in the reverse order of start, all graces at once, then KILL; units that are not to be
+/// terminated are waited for. Threads that wait for a unit get its result, or [`ErrorKind::ShuttingDown`]. Returns when
+/// all are reaped.
+///
+/// ```
+/// let unit = offspring::spawn((), |()| std::thread::sleep(std::time::Duration::from_secs(3600)))?;
+/// offspring::shutdown();
+/// assert_eq!(unit.wait().unwrap_err().kind(), offspring::ErrorKind::ShuttingDown);
+/// # Ok::<(), offspring::Error>(())
+/// ```
+pub fn shutdown() {
+    parent::runtime::shutdown();
+}
+
+/// All that most users need: `use offspring::prelude::*;`
+pub mod prelude {
+    pub use crate::{Error, ErrorKind, Offspring, PAUSE, Process, Subprocess, SubprocessLoop};
+}

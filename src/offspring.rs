@@ -1,0 +1,383 @@
+//! The handle.
+
+use std::fmt;
+use std::pin::Pin;
+use std::process::{ChildStderr, ChildStdin, ChildStdout};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use crate::builder::{Builder, Environment, Settings, Stream};
+use crate::child;
+use crate::error::{Death, Error, ErrorKind, Subject};
+use crate::parent::launcher::{self, Order, Started};
+use crate::parent::shutdown::Why;
+use crate::parent::table::Verdict;
+use crate::parent::unit::End;
+use crate::process::Process;
+use crate::subprocess::Subprocess;
+use crate::sys::io::OwnedFd;
+use crate::sys::pidfd;
+use crate::wire::codec::{self, CodecError};
+use crate::wire::message::Step;
+
+/// A unit of work in a child process, and the way to its result.
+///
+/// Generic in the output alone, so that units of many types fit into one `Vec`. It is a [`Future`] as well: `.await` is
+/// [`wait`](Self::wait), on any executor.
+///
+/// Dropping it detaches the unit: the child goes on, its result is thrown away, it is reaped, and it is shut down with
+/// the rest when the parent exits.
+///
+/// ```
+/// use offspring::{Offspring, Subprocess};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct Double(u32);
+///
+/// impl Subprocess for Double {
+///     type Output = u32;
+///     fn run(self) -> u32 {
+///         2 * self.0
+///     }
+/// }
+///
+/// let units: Vec<Offspring<u32>> = (0..4).map(|n| Offspring::new(Double(n))).collect::<Result<_, _>>()?;
+/// let results: Vec<u32> = units.into_iter().map(Offspring::wait).collect::<Result<_, _>>()?;
+/// assert_eq!(results, [0, 2, 4, 6]);
+/// # Ok::<(), offspring::Error>(())
+/// ```
+#[must_use = "dropping it lets the unit go on unseen; `wait` for it"]
+pub struct Offspring<R> {
+    subject: Subject,
+    decode: fn(&[u8]) -> Result<R, CodecError>,
+    /// Until the start.
+    order: Option<Order>,
+    process: Option<Process>,
+    pipes: [Option<OwnedFd>; 3],
+    ended: Ended,
+}
+
+/// What this handle has made of the unit's end.
+enum Ended {
+    NotYet,
+    Taken,
+    Error(Error),
+}
+
+/// A handle to be.
+pub(crate) struct Plan<R> {
+    order: Order,
+    decode: fn(&[u8]) -> Result<R, CodecError>,
+}
+
+/// Apart from [`Plan::new`], because the compiler forgets the bounds of `T::Output` where it is also called `R`.
+fn decoder<T: Subprocess>() -> fn(&[u8]) -> Result<T::Output, CodecError> {
+    codec::decode::<T::Output>
+}
+
+impl<R> Plan<R> {
+    pub(crate) fn new<T: Subprocess<Output = R>>(unit: &T) -> Result<Self, Error> {
+        let type_name = std::any::type_name::<T>();
+        let subject = Subject { type_name, name: None, pid: None };
+        let encoded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| codec::encode(unit)));
+        let bytes = match encoded {
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(error)) => {
+                let what = format!("could not be encoded: {error}");
+                return Err(Error::new(ErrorKind::Encode, &subject, &what).with_source(error));
+            }
+            Err(_) => return Err(Error::new(ErrorKind::Encode, &subject, "could not be encoded: its Serialize panicked")),
+        };
+        let settings = Settings {
+            name: None,
+            environment: Environment::default(),
+            current_dir: None,
+            umask: None,
+            streams: [Stream::Inherit, Stream::Inherit, Stream::Inherit],
+            timeout: None,
+            shutdown_timeout: T::SHUTDOWN_TIMEOUT,
+            start_timeout: Duration::from_secs(10),
+        };
+        let order = Order {
+            entry: child::run::entry::<T>(),
+            type_name,
+            bytes,
+            wait_for_child: T::WAIT_FOR_CHILD,
+            terminate: T::TERMINATE_ON_SHUTDOWN,
+            settings,
+        };
+        Ok(Self { order, decode: decoder::<T>() })
+    }
+
+    pub(crate) fn settings(&mut self) -> &mut Settings {
+        &mut self.order.settings
+    }
+}
+
+impl<R> Offspring<R> {
+    /// Makes the handle and, unless [`Subprocess::EXPLICIT_START`], starts the child.
+    ///
+    /// With [`Subprocess::WAIT_FOR_CHILD`] this returns once the child is about to run, which blocks for about as long
+    /// as a process takes to start.
+    ///
+    /// # Errors
+    /// [`Encode`](ErrorKind::Encode): the unit's `Serialize` refused. [`Start`](ErrorKind::Start): the child could not
+    /// be made; the error names the step, and [`source`](std::error::Error::source) is the system's error.
+    /// [`ShuttingDown`](ErrorKind::ShuttingDown): the process is exiting. [`Unsupported`](ErrorKind::Unsupported): not
+    /// Linux 5.4 or newer, or the program has raised privileges, or this crate is in a shared library that another
+    /// program loaded. With `WAIT_FOR_CHILD`, also what keeps a child from getting as far as its unit.
+    pub fn new<T: Subprocess<Output = R>>(unit: T) -> Result<Self, Error> {
+        Self::builder(unit).build()
+    }
+
+    /// Sets up what differs from start to start.
+    pub fn builder<T: Subprocess<Output = R>>(unit: T) -> Builder<R> {
+        Builder::new(&unit)
+    }
+
+    pub(crate) fn planned(plan: Plan<R>) -> Self {
+        let Plan { order, decode } = plan;
+        let subject = order.subject();
+        Self { subject, decode, order: Some(order), process: None, pipes: [None, None, None], ended: Ended::NotYet }
+    }
+
+    /// Starts the child of a unit with [`Subprocess::EXPLICIT_START`].
+    ///
+    /// # Errors
+    /// [`AlreadyStarted`](ErrorKind::AlreadyStarted), or as [`Offspring::new`]. After any other error than
+    /// `AlreadyStarted` it counts as started, and the error is what `wait` gives.
+    pub fn start(&mut self) -> Result<(), Error> {
+        let Some(order) = self.order.take() else {
+            return Err(Error::new(ErrorKind::AlreadyStarted, &self.subject, "has been started already"));
+        };
+        let waits = order.wait_for_child;
+        let started = launcher::start(order).and_then(|Started { unit, pipes }| {
+            self.subject.pid = Some(unit.pid);
+            self.pipes = pipes;
+            let ready = !waits || unit.was_ready();
+            self.process = Some(Process(unit));
+            if ready { Ok(()) } else { self.look(None).unwrap_or(Ok(None)).map(drop) }
+        });
+        if let Err(error) = &started {
+            self.ended = Ended::Error(error.clone());
+        }
+        started
+    }
+
+    /// Waits until the child has ended and been reaped; gives its result.
+    ///
+    /// # Errors
+    /// Why there is none: any [`ErrorKind`] but `AlreadyStarted`.
+    pub fn wait(mut self) -> Result<R, Error> {
+        self.release_pipes();
+        self.wait_at_most(None)?.ok_or_else(|| self.taken())
+    }
+
+    /// As [`wait`](Self::wait), but for so long at most; `None` if the child goes on. The result is given once.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait); [`Taken`](ErrorKind::Taken) after the result has been given. An error is given again.
+    pub fn wait_timeout(&mut self, timeout: Duration) -> Result<Option<R>, Error> {
+        // Beyond what the clock can tell is for ever.
+        self.wait_at_most(Some(Instant::now().checked_add(timeout)))
+    }
+
+    /// The result if the child has ended and been reaped, else `None`, at once.
+    ///
+    /// # Errors
+    /// As [`wait_timeout`](Self::wait_timeout).
+    pub fn try_wait(&mut self) -> Result<Option<R>, Error> {
+        self.wait_timeout(Duration::ZERO)
+    }
+
+    fn wait_at_most(&mut self, deadline: Option<Option<Instant>>) -> Result<Option<R>, Error> {
+        let process = self.checked()?;
+        if process.0.wait_until(deadline.flatten()) { self.look(None).unwrap_or(Ok(None)) } else { Ok(None) }
+    }
+
+    /// Ends the unit, and waits for its end: TERM (and CONT, for a stopped one), KILL after the shutdown timeout.
+    ///
+    /// `Some` if its result came, `None` if it was ended first or never started. A unit that is not to be terminated
+    /// ([`Subprocess::TERMINATE_ON_SHUTDOWN`]) is waited for.
+    ///
+    /// # Errors
+    /// Any other death, a panic, or a timeout that struck before.
+    pub fn shutdown(mut self) -> Result<Option<R>, Error> {
+        if self.order.is_some() {
+            return Ok(None);
+        }
+        self.release_pipes();
+        let process = self.checked()?;
+        process.0.ask_to_end(Why::Shutdown);
+        process.0.wait_until(None);
+        let was_ended = process.0.poll(None, |end| was_ended(end)).unwrap_or(false);
+        if was_ended { Ok(None) } else { self.look(None).unwrap_or(Ok(None)) }
+    }
+
+    /// The child process; `None` before the start, and after one that failed.
+    pub fn process(&self) -> Option<&Process> {
+        self.process.as_ref()
+    }
+
+    /// The writing end of the child's standard input, if it was asked for as a pipe. Once.
+    pub fn take_stdin(&mut self) -> Option<ChildStdin> {
+        self.pipes[0].take().map(ChildStdin::from)
+    }
+
+    /// The reading end of the child's standard output, if it was asked for as a pipe. Once.
+    pub fn take_stdout(&mut self) -> Option<ChildStdout> {
+        self.pipes[1].take().map(ChildStdout::from)
+    }
+
+    /// The reading end of the child's standard error, if it was asked for as a pipe. Once.
+    pub fn take_stderr(&mut self) -> Option<ChildStderr> {
+        self.pipes[2].take().map(ChildStderr::from)
+    }
+
+    fn error(&self, kind: ErrorKind, what: &str) -> Error {
+        Error::new(kind, &self.subject, what)
+    }
+
+    fn taken(&self) -> Error {
+        self.error(ErrorKind::Taken, "its result has been given already")
+    }
+
+    /// The process, if waiting for it makes sense.
+    fn checked(&self) -> Result<Process, Error> {
+        match (&self.ended, &self.process) {
+            (Ended::Error(error), _) => Err(error.clone()),
+            (Ended::Taken, _) => Err(self.taken()),
+            (Ended::NotYet, None) => Err(self.error(ErrorKind::NotStarted, "has not been started")),
+            (Ended::NotYet, Some(process)) if !process.0.is_ours() => {
+                Err(self.error(ErrorKind::Unsupported, "belongs to the process that was forked, not to this copy of it"))
+            }
+            (Ended::NotYet, Some(process)) => Ok(process.clone()),
+        }
+    }
+
+    /// The end, if it has come.
+    fn look(&mut self, context: Option<&mut Context<'_>>) -> Option<Result<Option<R>, Error>> {
+        let process = match self.checked() {
+            Ok(process) => process,
+            Err(error) => return Some(Err(error)),
+        };
+        let waker = context.map(|context| context.waker());
+        let (status, verdict) = process.0.poll(waker, |end| (end.status, end.verdict.take()))?;
+        let death = Death { status, id: process.id() };
+        // Decoded here, in the thread that asks.
+        let result = verdict.ok_or_else(|| self.taken()).and_then(|verdict| self.judge(verdict, death));
+        self.ended = match &result {
+            Ok(_) => Ended::Taken,
+            Err(error) => Ended::Error(error.clone()),
+        };
+        Some(result.map(Some))
+    }
+
+    fn judge(&self, verdict: Verdict, death: Death) -> Result<R, Error> {
+        let how = if pidfd::is_lost(death.status) {
+            "its exit status was taken by another waiter".to_owned()
+        } else {
+            format!("{}", death.status)
+        };
+        let error = match verdict {
+            Verdict::Value(bytes) => {
+                let decode = std::panic::AssertUnwindSafe(|| (self.decode)(&bytes));
+                return match std::panic::catch_unwind(decode) {
+                    Ok(Ok(value)) => Ok(value),
+                    Ok(Err(error)) => {
+                        let what = format!("its result could not be decoded in the parent: {error}");
+                        Err(self.error(ErrorKind::Decode, &what).with_source(error))
+                    }
+                    Err(_) => Err(self.error(
+                        ErrorKind::Decode,
+                        "its result could not be decoded in the parent: its Deserialize panicked",
+                    )),
+                };
+            }
+            Verdict::Panicked(panic) => {
+                let place = match (&panic.file, panic.line) {
+                    (Some(file), Some(line)) => format!(" at {file}:{line}"),
+                    _ => String::new(),
+                };
+                self.error(ErrorKind::Panicked, &format!("panicked{place}: {}", panic.message)).with_panic(panic)
+            }
+            Verdict::Failed(failed) => {
+                let (kind, what) = match failed.step {
+                    Step::Setup => (ErrorKind::Start, "could not be set up in the child"),
+                    Step::Decode => (ErrorKind::Decode, "could not be decoded in the child"),
+                    Step::Encode => (ErrorKind::Encode, "its result could not be encoded in the child"),
+                };
+                self.error(kind, &format!("{what}: {}", failed.why))
+            }
+            Verdict::Died { breach: Some(breach), .. } => {
+                self.error(ErrorKind::Died, &format!("was killed by us while it ran, for {breach}"))
+            }
+            Verdict::Died { ended: Some((why, killed)), .. } => {
+                let by = if killed { "killed" } else { "terminated" };
+                match why {
+                    Why::Timeout => self.error(ErrorKind::TimedOut, &format!("its time was over; {by} by us ({how})")),
+                    Why::Start => self.error(ErrorKind::Start, &format!("did not become ready in time; {by} by us")),
+                    Why::Exit => {
+                        self.error(ErrorKind::ShuttingDown, &format!("{by} by us when its parent shut down ({how})"))
+                    }
+                    Why::Shutdown | Why::Breach | Why::Lingering => {
+                        self.error(ErrorKind::Died, &format!("{by} by us on shutdown ({how})"))
+                    }
+                }
+            }
+            Verdict::Died { ended: None, ready: false, .. } => {
+                self.error(ErrorKind::Start, &format!("died before it could run: {how}"))
+            }
+            Verdict::Died { ended: None, .. } => {
+                self.error(ErrorKind::Died, &format!("died while it ran, without a result: {how}"))
+            }
+        };
+        Err(error.with_death(death))
+    }
+
+    /// Nobody can take the pipes any more: the input is closed, the outputs are read and thrown away.
+    fn release_pipes(&mut self) {
+        let pipes = std::mem::take(&mut self.pipes);
+        let Some(process) = &self.process else { return };
+        let [_input, outputs @ ..] = pipes;
+        let outputs: Vec<OwnedFd> = outputs.into_iter().flatten().collect();
+        if !outputs.is_empty() && process.0.is_ours() {
+            process.0.drain(outputs);
+        }
+    }
+}
+
+/// Whether it was a shutdown that ended it, and nothing else.
+fn was_ended(end: &mut End) -> bool {
+    use crate::sys::signals;
+    use std::os::unix::process::ExitStatusExt;
+    let Some(Verdict::Died { ended: Some((why, _)), breach: None, .. }) = &end.verdict else { return false };
+    let as_asked = end.status.signal().is_none_or(|signal| [signals::TERM, signals::KILL].contains(&signal));
+    matches!(why, Why::Shutdown | Why::Exit) && as_asked
+}
+
+impl<R> Drop for Offspring<R> {
+    fn drop(&mut self) {
+        self.release_pipes();
+    }
+}
+
+impl<R> Future for Offspring<R> {
+    type Output = Result<R, Error>;
+
+    /// As [`Offspring::wait`], but the pipes stay: `(&mut handle).await` keeps the handle.
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        match this.look(Some(context)) {
+            None => Poll::Pending,
+            Some(result) => Poll::Ready(result.and_then(|value| value.ok_or_else(|| this.taken()))),
+        }
+    }
+}
+
+impl<R> fmt::Debug for Offspring<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Offspring").field("unit", &self.subject.to_string()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,8 @@
+//! The user's process: starting children, hearing from them, ending them. Every line in this folder runs there.
+
+pub(crate) mod launcher;
+pub(crate) mod runtime;
+pub(crate) mod reaper;
+pub(crate) mod shutdown;
+pub(crate) mod table;
+pub(crate) mod unit;

@@ -1,0 +1,53 @@
+//! The one thread that watches: lines, ends, pipes that nobody reads, and the time.
+//!
+//! It reaps by pidfd, one child at a time, and holds no lock while it wakes anybody.
+
+use super::runtime::Runtime;
+use super::unit::Interest;
+use crate::sys::io::BELL;
+
+/// What of a unit an event is about: the low bits of its token.
+pub(crate) const LINE: u64 = 0;
+pub(crate) const EXIT: u64 = 1;
+pub(crate) const SINK: u64 = 2;
+
+pub(crate) const fn token(id: u64, what: u64) -> u64 {
+    id << 2 | what
+}
+
+/// Works until the runtime is closed and every child is gone.
+pub(crate) fn work(runtime: &Runtime) {
+    while let Some(pause) = runtime.pause() {
+        let mut tokens = runtime.poller.wait(pause);
+        // After a long stop (SIGSTOP, a suspended machine) deadlines are over and news is waiting: the news first, so
+        // that nobody's time is held to be over who had answered before.
+        let overdue = runtime.due();
+        if !overdue.is_empty() && tokens.is_empty() {
+            tokens = runtime.poller.wait(Some(std::time::Duration::ZERO));
+        }
+        for token in tokens {
+            on_event(runtime, token);
+        }
+        for unit in runtime.due() {
+            unit.on_time();
+        }
+    }
+}
+
+fn on_event(runtime: &Runtime, event: u64) {
+    if event == BELL {
+        return;
+    }
+    // Gone already: an earlier event of the same turn was its end.
+    let Some(unit) = runtime.unit(event >> 2) else { return };
+    match event & 3 {
+        LINE => match unit.on_line() {
+            Interest::Nothing => {}
+            Interest::Reads => drop(unit.with_line(|line| runtime.poller.modify(line, event, false))),
+            Interest::ReadsAndWrites => drop(unit.with_line(|line| runtime.poller.modify(line, event, true))),
+        },
+        EXIT if unit.on_exit() => runtime.strike(&unit),
+        SINK => runtime.on_sink(unit.id),
+        _ => {}
+    }
+}

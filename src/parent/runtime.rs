@@ -1,0 +1,286 @@
+//! What a process has once it has started its first child: a thread that watches, and a table of who lives.
+//!
+//! It comes with the first start and goes with [`shutdown`]. A process that is a fork's copy finds the runtime of the
+//! original in its memory, with locks that nobody will ever release: it leaves all of it alone and begins afresh.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use super::reaper;
+use super::shutdown::Why;
+use super::unit::{Unit, lock};
+use crate::sys::io::{AsFd, OwnedFd, Poller};
+use crate::sys::{lifecycle, signals};
+
+/// One process's view of the library.
+struct Process {
+    pid: u32,
+    closing: AtomicBool,
+    runtime: Mutex<Option<Arc<Runtime>>>,
+    /// Held through a whole shutdown, so that a second one waits for the first.
+    shutting_down: Mutex<()>,
+}
+
+/// The thread that watches, and what it knows.
+pub(crate) struct Runtime {
+    pub(crate) poller: Poller,
+    pub(crate) table: Mutex<Table>,
+    next_id: AtomicU64,
+    /// The reaper's thread id in the kernel.
+    reaper: AtomicU32,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+pub(crate) struct Table {
+    /// In the order of their starts.
+    units: BTreeMap<u64, (Arc<Unit>, Option<Instant>)>,
+    deadlines: BTreeSet<(Instant, u64)>,
+    /// Pipes of units whose handles are gone: read, so that the unit does not wait for a reader for ever.
+    sinks: BTreeMap<u64, Vec<OwnedFd>>,
+    /// Starts between their first step and their entry in `units`.
+    starting: usize,
+    closing: Option<Why>,
+    /// Until when the reaper sleeps; `None`: without end.
+    sleeps_until: Option<Instant>,
+}
+
+static PROCESS: AtomicPtr<Process> = AtomicPtr::new(null_mut());
+
+/// This process's view: made at the first call, and anew in a forked copy (whose inherited one is left as it is).
+fn process() -> &'static Process {
+    lifecycle::per_process(&PROCESS, |process| process.pid == std::process::id(), || Process {
+        pid: std::process::id(),
+        closing: AtomicBool::new(false),
+        runtime: Mutex::new(None),
+        shutting_down: Mutex::new(()),
+    })
+}
+
+/// The process is on its way out: nothing is started any more.
+pub(crate) struct Closing;
+
+/// A start in progress. While it lives, the runtime stays.
+pub(crate) struct Starting {
+    pub(crate) runtime: Arc<Runtime>,
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        let mut table = lock(&self.runtime.table);
+        table.starting -= 1;
+        if table.closing.is_some() {
+            self.runtime.poller.ring();
+        }
+    }
+}
+
+/// Enters the runtime for one start; makes it first if there is none.
+pub(crate) fn enter() -> Result<Result<Starting, Closing>, io::Error> {
+    let process = process();
+    let mut slot = lock(&process.runtime);
+    if process.closing.load(Ordering::SeqCst) {
+        return Ok(Err(Closing));
+    }
+    let runtime = match &*slot {
+        Some(runtime) => runtime.clone(),
+        None => {
+            let runtime = Runtime::begin()?;
+            static ONCE: AtomicBool = AtomicBool::new(false);
+            // Inherited by forked copies, where it finds their own view.
+            if !ONCE.swap(true, Ordering::SeqCst) {
+                lifecycle::at_exit(at_exit);
+            }
+            slot.insert(runtime).clone()
+        }
+    };
+    lock(&runtime.table).starting += 1;
+    Ok(Ok(Starting { runtime }))
+}
+
+/// Ends every unit and the runtime; returns when all are gone. A later start begins afresh.
+pub(crate) fn shutdown() {
+    end(Why::Exit, false);
+}
+
+extern "C" fn at_exit() {
+    end(Why::Exit, true);
+}
+
+fn end(why: Why, for_good: bool) {
+    let process = process();
+    if for_good {
+        process.closing.store(true, Ordering::SeqCst);
+    }
+    let here = lifecycle::thread_id();
+    let on_reaper = |runtime: &Runtime| runtime.reaper.load(Ordering::SeqCst) == here;
+    // A waker may call us on the reaper's own thread. There, nobody can be waited for but by doing the work.
+    if let Some(runtime) = lock(&process.runtime).clone().filter(|runtime| on_reaper(runtime)) {
+        runtime.close(why);
+        if for_good {
+            reaper::work(&runtime);
+        }
+        lock(&process.runtime).take();
+        return;
+    }
+    let _first = lock(&process.shutting_down);
+    let Some(runtime) = lock(&process.runtime).take() else { return };
+    runtime.close(why);
+    if let Some(thread) = lock(&runtime.thread).take() {
+        let _ = thread.join();
+    }
+}
+
+impl Runtime {
+    fn begin() -> io::Result<Arc<Self>> {
+        let runtime = Arc::new(Self {
+            poller: Poller::new()?,
+            table: Mutex::default(),
+            next_id: AtomicU64::new(1),
+            reaper: AtomicU32::new(0),
+            thread: Mutex::new(None),
+        });
+        // The program's signal handlers are not to run on our thread.
+        let mask = signals::block_all();
+        let own = runtime.clone();
+        let thread = std::thread::Builder::new().name("offspring".into()).spawn(move || {
+            own.reaper.store(lifecycle::thread_id(), Ordering::SeqCst);
+            reaper::work(&own);
+        });
+        signals::restore(mask);
+        *lock(&runtime.thread) = Some(thread?);
+        Ok(runtime)
+    }
+
+    /// From now on no unit is let be: TERM in the reverse order of start, and the reaper ends when all are gone.
+    fn close(&self, why: Why) {
+        let units: Vec<_> = {
+            let mut table = lock(&self.table);
+            table.closing = Some(why);
+            table.units.values().rev().map(|(unit, _)| unit.clone()).collect()
+        };
+        for unit in units {
+            unit.ask_to_end(why);
+        }
+        self.poller.ring();
+    }
+
+    pub(crate) fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Watches a child from now on.
+    pub(crate) fn watch(&self, unit: &Arc<Unit>) -> io::Result<()> {
+        // In the table first: the reaper looks up there whom an event is about.
+        let closing = {
+            let mut table = lock(&self.table);
+            table.units.insert(unit.id, (unit.clone(), None));
+            table.closing
+        };
+        let watched = self
+            .poller
+            .add(&unit.pidfd, reaper::token(unit.id, reaper::EXIT), false)
+            .and_then(|()| unit.with_line(|line| self.poller.add(line, reaper::token(unit.id, reaper::LINE), true)).unwrap_or(Ok(())));
+        if let Err(error) = watched {
+            self.poller.remove(&unit.pidfd);
+            lock(&self.table).units.remove(&unit.id);
+            return Err(error);
+        }
+        // Closing has begun since this start entered: the child is ended with the rest.
+        if let Some(why) = closing {
+            unit.ask_to_end(why);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn unit(&self, id: u64) -> Option<Arc<Unit>> {
+        lock(&self.table).units.get(&id).map(|(unit, _)| unit.clone())
+    }
+
+    /// Strikes a child that was reaped off the table.
+    pub(crate) fn strike(&self, unit: &Unit) {
+        self.poller.remove(&unit.pidfd);
+        self.schedule(unit.id, None);
+        let sinks = {
+            let mut table = lock(&self.table);
+            table.units.remove(&unit.id);
+            table.sinks.remove(&unit.id)
+        };
+        for sink in sinks.into_iter().flatten() {
+            self.poller.remove(&sink);
+        }
+    }
+
+    /// Reads and throws away what a unit writes into these pipes, until it ends.
+    pub(crate) fn drain(&self, unit: &Unit, pipes: Vec<OwnedFd>) {
+        let mut table = lock(&self.table);
+        if !table.units.contains_key(&unit.id) {
+            return;
+        }
+        for pipe in pipes {
+            let nonblocking = crate::sys::io::set_nonblocking(&pipe);
+            if nonblocking.and_then(|()| self.poller.add(&pipe, reaper::token(unit.id, reaper::SINK), false)).is_ok() {
+                table.sinks.entry(unit.id).or_default().push(pipe);
+            }
+        }
+    }
+
+    pub(crate) fn on_sink(&self, id: u64) {
+        let mut table = lock(&self.table);
+        let Some(sinks) = table.sinks.get_mut(&id) else { return };
+        sinks.retain(|sink| {
+            let goes_on = crate::sys::io::discard(sink);
+            if !goes_on {
+                self.poller.remove(sink);
+            }
+            goes_on
+        });
+    }
+
+    /// Stops watching a descriptor that is about to be closed.
+    pub(crate) fn forget(&self, fd: impl AsFd) {
+        self.poller.remove(fd);
+    }
+
+    /// Notes when a unit wants to hear of the time again.
+    pub(crate) fn schedule(&self, id: u64, deadline: Option<Instant>) {
+        let mut table = lock(&self.table);
+        let Some((_, noted)) = table.units.get_mut(&id) else { return };
+        let old = std::mem::replace(noted, deadline);
+        if old == deadline {
+            return;
+        }
+        if let Some(old) = old {
+            table.deadlines.remove(&(old, id));
+        }
+        if let Some(deadline) = deadline {
+            table.deadlines.insert((deadline, id));
+            if table.sleeps_until.is_none_or(|until| deadline < until) {
+                self.poller.ring();
+            }
+        }
+    }
+
+    /// For the reaper: how long to sleep, or `None` when all work is done.
+    pub(crate) fn pause(&self) -> Option<Option<std::time::Duration>> {
+        let mut table = lock(&self.table);
+        if table.closing.is_some() && table.units.is_empty() && table.starting == 0 {
+            return None;
+        }
+        table.sleeps_until = table.deadlines.first().map(|(deadline, _)| *deadline);
+        Some(table.sleeps_until.map(|until| until.saturating_duration_since(Instant::now())))
+    }
+
+    /// For the reaper: the units whose time has come.
+    pub(crate) fn due(&self) -> Vec<Arc<Unit>> {
+        let now = Instant::now();
+        let table = lock(&self.table);
+        let due = table.deadlines.iter().take_while(|(deadline, _)| *deadline <= now);
+        due.filter_map(|(_, id)| table.units.get(id)).map(|(unit, _)| unit.clone()).collect()
+    }
+}

@@ -1,0 +1,346 @@
+//! One child as the rest of its parent's process knows it: shared by its handle, its `Process`es and the reaper.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitStatus;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Waker;
+use std::time::Instant;
+
+use super::runtime::Runtime;
+use super::shutdown::{Act, Why};
+use super::table::{Life, Outcome, Verdict};
+use crate::sys::io::OwnedFd;
+use crate::sys::{pidfd, signals};
+use crate::wire::codec;
+use crate::wire::frame::{Decoder, Frame, Kind};
+
+/// Locks, also after a panic elsewhere: nothing in this crate panics while it holds one.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A child.
+pub(crate) struct Unit {
+    pub(crate) id: u64,
+    pub(crate) name: String,
+    pub(crate) pid: u32,
+    pub(crate) pidfd: OwnedFd,
+    /// The process whose child it is. A copy that the user forks must not touch it: the locks may be held for ever,
+    /// and the child is not its own.
+    owner: u32,
+    runtime: Weak<Runtime>,
+    state: Mutex<State>,
+    changed: Condvar,
+    line: Mutex<Line>,
+}
+
+struct State {
+    life: Life,
+    end: Option<End>,
+    waker: Option<Waker>,
+}
+
+/// How it ended: for the handle to take.
+pub(crate) struct End {
+    pub(crate) status: ExitStatus,
+    /// Gone once it has been taken.
+    pub(crate) verdict: Option<Verdict>,
+}
+
+/// The parent's end of the line.
+struct Line {
+    fd: Option<OwnedFd>,
+    decoder: Decoder,
+    /// What has not been sent yet, and how much of it has.
+    unsent: Vec<Vec<u8>>,
+    sent: usize,
+}
+
+/// What the reaper is to watch the line for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Interest {
+    Reads,
+    ReadsAndWrites,
+    /// It has ended.
+    Nothing,
+}
+
+impl Unit {
+    #[allow(clippy::too_many_arguments)] // Made in one place; each is a fact of its own.
+    pub(crate) fn new(
+        id: u64,
+        name: String,
+        (pid, pidfd): (u32, OwnedFd),
+        line: OwnedFd,
+        frames: Vec<Vec<u8>>,
+        life: Life,
+        runtime: Weak<Runtime>,
+    ) -> Self {
+        Self {
+            id,
+            name,
+            pid,
+            pidfd,
+            owner: std::process::id(),
+            runtime,
+            state: Mutex::new(State { life, end: None, waker: None }),
+            changed: Condvar::new(),
+            line: Mutex::new(Line { fd: Some(line), decoder: Decoder::default(), unsent: frames, sent: 0 }),
+        }
+    }
+
+    /// Whether this process is its parent, or only a fork's copy of it.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.owner == std::process::id()
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.is_ours() && lock(&self.state).end.is_none()
+    }
+
+    pub(crate) fn exit_status(&self) -> Option<ExitStatus> {
+        let end = |state: &State| state.end.as_ref().map(|end| end.status).filter(|status| !pidfd::is_lost(*status));
+        self.is_ours().then(|| end(&lock(&self.state))).flatten()
+    }
+
+    /// Waits until it ended, or the time comes; whether it did.
+    pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> bool {
+        self.wait_for(deadline, |state| state.end.is_some())
+    }
+
+    /// Waits until it is about to run or has ended.
+    pub(crate) fn wait_ready(&self) {
+        self.wait_for(None, |state| state.life.is_ready() || state.end.is_some());
+    }
+
+    fn wait_for(&self, deadline: Option<Instant>, done: impl Fn(&State) -> bool) -> bool {
+        let mut state = lock(&self.state);
+        while !done(&state) {
+            state = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(left) if left.is_zero() => return false,
+                Some(left) => self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
+        }
+        true
+    }
+
+    /// Looks at the end, if it has come; else leaves a waker to be called then.
+    pub(crate) fn poll<R>(&self, waker: Option<&Waker>, look: impl FnOnce(&mut End) -> R) -> Option<R> {
+        let mut state = lock(&self.state);
+        if let Some(end) = &mut state.end {
+            return Some(look(end));
+        }
+        if let Some(waker) = waker {
+            state.waker = Some(waker.clone());
+        }
+        None
+    }
+
+    /// Whether it was ready before it ended.
+    pub(crate) fn was_ready(&self) -> bool {
+        lock(&self.state).life.is_ready()
+    }
+
+    /// The start has returned; the unit's own time runs.
+    pub(crate) fn on_started(self: &Arc<Self>) {
+        self.change(|life, now| {
+            life.on_started(now);
+            None
+        });
+    }
+
+    /// Begins to end it, for that reason; returns at once.
+    pub(crate) fn ask_to_end(self: &Arc<Self>, why: Why) {
+        self.change(|life, now| life.ask_to_end(why, now));
+    }
+
+    pub(crate) fn on_time(self: &Arc<Self>) {
+        self.change(|life, now| life.on_time(now));
+    }
+
+    /// Lets something happen to its life, does what that asks for, and notes the next deadline.
+    fn change(self: &Arc<Self>, event: impl FnOnce(&mut Life, Instant) -> Option<Act>) {
+        let deadline = {
+            let mut state = lock(&self.state);
+            if state.end.is_some() {
+                return;
+            }
+            let act = event(&mut state.life, Instant::now());
+            if let Some(act) = act {
+                self.act(act);
+            }
+            state.life.deadline()
+        };
+        if let Some(runtime) = self.runtime.upgrade() {
+            runtime.schedule(self.id, deadline);
+        }
+    }
+
+    /// Under the lock, and only while it has not been reaped. An error means that it changed its user; then the grace
+    /// is all that is left, and the guard.
+    fn act(&self, act: Act) {
+        match act {
+            Act::Terminate => {
+                let _ = pidfd::send_signal(&self.pidfd, signals::TERM);
+                let _ = pidfd::send_signal(&self.pidfd, signals::CONT);
+            }
+            Act::Kill => {
+                let _ = pidfd::send_signal(&self.pidfd, signals::KILL);
+            }
+        }
+    }
+
+    /// Reads and throws away what it writes into these pipes.
+    pub(crate) fn drain(&self, pipes: Vec<OwnedFd>) {
+        if let Some(runtime) = self.runtime.upgrade() {
+            runtime.drain(self, pipes);
+        }
+    }
+
+    /// Runs `look` on the line's descriptor, while there is one.
+    pub(crate) fn with_line<R>(&self, look: impl FnOnce(&OwnedFd) -> R) -> Option<R> {
+        lock(&self.line).fd.as_ref().map(look)
+    }
+
+    /// The line is ready: sends what is left to be sent, hears what there is to hear.
+    pub(crate) fn on_line(self: &Arc<Self>) -> Interest {
+        let mut line = lock(&self.line);
+        self.send(&mut line);
+        // Bounded, so that a chatterer does not keep the reaper from the others.
+        self.hear(&mut line, 16);
+        match &line.fd {
+            None => Interest::Nothing,
+            Some(_) if line.unsent.is_empty() => Interest::Reads,
+            Some(_) => Interest::ReadsAndWrites,
+        }
+    }
+
+    fn send(&self, line: &mut Line) {
+        while let (Some(fd), Some(bytes)) = (&line.fd, line.unsent.first()) {
+            match crate::sys::io::send_now(fd, &bytes[line.sent..]) {
+                Ok(count) if line.sent + count == bytes.len() => {
+                    line.unsent.remove(0);
+                    line.sent = 0;
+                }
+                Ok(count) => line.sent += count,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                // It has closed its end, or died: what it said before is still to be heard.
+                Err(_) => line.unsent.clear(),
+            }
+        }
+    }
+
+    /// Hears what is there, in at most so many pieces. `fd` is `None` after the end.
+    fn hear(self: &Arc<Self>, line: &mut Line, pieces: usize) {
+        let mut buffer = vec![0; 64 << 10];
+        for _ in 0..pieces {
+            let Some(fd) = &line.fd else { return };
+            let count = match crate::sys::io::receive_now(fd, &mut buffer) {
+                Ok(count) => count,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                // ECONNRESET: it died with something of ours unread. All it said has been heard.
+                Err(_) => 0,
+            };
+            if count == 0 {
+                if let Some(fd) = line.fd.take() {
+                    self.forget_line(&fd);
+                }
+                return;
+            }
+            let mut input = &buffer[..count];
+            while !input.is_empty() {
+                match line.decoder.next(&mut input) {
+                    Ok(Some(frame)) => self.on_frame(frame),
+                    Ok(None) => {}
+                    Err(breach) => {
+                        self.change(|life, now| life.on_breach(breach.to_string(), now));
+                        if let Some(fd) = line.fd.take() {
+                            self.forget_line(&fd);
+                        }
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn forget_line(&self, fd: &OwnedFd) {
+        if let Some(runtime) = self.runtime.upgrade() {
+            runtime.forget(fd);
+        }
+    }
+
+    fn on_frame(self: &Arc<Self>, frame: Frame) {
+        let Frame { kind, body } = frame;
+        let garbled = || Some("a message that cannot be read".to_owned());
+        let breach = match kind {
+            Kind::Ready => {
+                self.change(|life, _| {
+                    life.on_ready();
+                    None
+                });
+                self.changed.notify_all();
+                None
+            }
+            Kind::Value => self.outcome(Outcome::Value(body)),
+            Kind::Note => match codec::decode(&body) {
+                Ok(panic) => {
+                    self.change(|life, _| {
+                        life.on_note(panic);
+                        None
+                    });
+                    None
+                }
+                Err(_) => garbled(),
+            },
+            Kind::Panicked => codec::decode(&body).map_or_else(|_| garbled(), |p| self.outcome(Outcome::Panicked(p))),
+            Kind::Failed => codec::decode(&body).map_or_else(|_| garbled(), |f| self.outcome(Outcome::Failed(f))),
+            Kind::Start | Kind::Unit => Some("a message that only parents send".to_owned()),
+        };
+        if let Some(breach) = breach {
+            self.change(|life, now| life.on_breach(breach, now));
+        }
+    }
+
+    fn outcome(self: &Arc<Self>, outcome: Outcome) -> Option<String> {
+        self.change(|life, now| {
+            life.on_outcome(outcome, now);
+            None
+        });
+        None
+    }
+
+    /// It has ended: hears its last words, reaps it, tells everybody. `false` if it lives after all.
+    pub(crate) fn on_exit(self: &Arc<Self>) -> bool {
+        {
+            let mut line = lock(&self.line);
+            // The dead add nothing, so this ends: at the last byte, at its last word, or, where a grandchild holds the
+            // line and goes on talking, after so much.
+            for _ in 0..1 << 20 {
+                let before = line.fd.is_some() && !lock(&self.state).life.has_outcome();
+                let more = line.fd.as_ref().is_some_and(|fd| crate::sys::io::is_readable(fd));
+                if !before || !more {
+                    break;
+                }
+                self.hear(&mut line, 16);
+            }
+        }
+        let waker = {
+            let mut state = lock(&self.state);
+            let Some(status) = pidfd::reap(&self.pidfd) else { return false };
+            let verdict = state.life.on_end(status, signals::ABRT);
+            state.end = Some(End { status, verdict: Some(verdict) });
+            state.waker.take()
+        };
+        if let Some(fd) = lock(&self.line).fd.take() {
+            self.forget_line(&fd);
+        }
+        self.changed.notify_all();
+        if let Some(waker) = waker {
+            // The executor's code: it may panic, and nothing of ours is locked.
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+        }
+        true
+    }
+}

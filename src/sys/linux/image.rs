@@ -1,0 +1,200 @@
+//! This program's image: what is named by its place in it, and the proof that re-executing it reaches us again.
+//!
+//! Parent and child are the same file, mapped at different addresses. So a function, or a record of one, is named by
+//! its distance from the start of the image, and the child finds it at the same distance in its own.
+
+use std::ffi::{c_int, c_void};
+use std::mem::{align_of, size_of};
+use std::sync::OnceLock;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::child::run::Host;
+
+/// The object (executable or shared library) into which this copy of the crate is linked.
+#[derive(Debug)]
+struct Image {
+    base: usize,
+    headers: usize,
+    /// Start, end and whether it is executable, of every loaded segment.
+    segments: Vec<(usize, usize, bool)>,
+    /// `DT_INIT_ARRAY` and its size in bytes, from the dynamic section.
+    init_array: Option<(usize, usize)>,
+}
+
+const MAGIC: u64 = 0x6f66_6673_7072_6e67;
+
+/// What a child may be told to run. It stands in the image as constant data, so that a child can check it before it
+/// jumps anywhere.
+#[repr(C)]
+pub(crate) struct Entry {
+    magic: u64,
+    /// The unit's type.
+    pub(crate) name: fn() -> &'static str,
+    /// Decodes the unit, runs it, hands what comes of it to the host.
+    pub(crate) run: fn(&[u8], &mut dyn Host),
+}
+
+impl Entry {
+    pub(crate) const fn new(name: fn() -> &'static str, run: fn(&[u8], &mut dyn Host)) -> Self {
+        Self { magic: MAGIC, name, run }
+    }
+
+    /// Its place in the image; `None` if it stands in another object than this crate does (a Rust `dylib`).
+    pub(crate) fn offset(&'static self) -> Option<u64> {
+        offset_of(std::ptr::from_ref(self) as usize, size_of::<Self>(), false)
+    }
+
+    /// The entry at a place that [`Entry::offset`] gave in another process of the same program, if one stands there.
+    pub(crate) fn at(offset: u64) -> Option<&'static Self> {
+        let address = address_of(offset, size_of::<Self>(), false)?;
+        if address % align_of::<Self>() != 0 {
+            return None;
+        }
+        let pointer = address as *const Self;
+        // SAFETY: the address lies, with the whole of an Entry behind it, in a segment of our own image, which is
+        // mapped readable for as long as the process lives, and it is aligned. Any bytes are a valid u64.
+        let magic = unsafe { (&raw const (*pointer).magic).read() };
+        // SAFETY: as above; and the magic number says that an Entry was laid down here by this very image, so that
+        // its two function pointers are what `new` was given (relocated by the loader before we run).
+        (magic == MAGIC).then(|| unsafe { &*pointer })
+    }
+}
+
+/// A function of this program that crosses to another process of it by its place in the image.
+pub(crate) struct Function<A, R>(pub(crate) fn(A) -> R);
+
+impl<A, R> Serialize for Function<A, R> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let offset = offset_of(self.0 as usize, 1, true).ok_or_else(|| {
+            serde::ser::Error::custom("the function lies in a shared library, not in the program itself")
+        })?;
+        (offset, std::any::type_name::<fn(A) -> R>()).serialize(serializer)
+    }
+}
+
+impl<'de, A, R> Deserialize<'de> for Function<A, R> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (offset, name) = <(u64, String)>::deserialize(deserializer)?;
+        let address = address_of(offset, 1, true).filter(|_| name == std::any::type_name::<fn(A) -> R>());
+        let address = address.ok_or_else(|| serde::de::Error::custom("no such function in this program"))?;
+        // SAFETY: only `serialize` makes such a pair, from a real `fn(A) -> R` of the same image (the type is private
+        // to the crate and the bytes come from our own parent, whose program is ours to the byte); the place is
+        // executable, and the signature's name is the one that was written.
+        Ok(Self(unsafe { std::mem::transmute::<*const c_void, fn(A) -> R>(address as *const c_void) }))
+    }
+}
+
+fn offset_of(address: usize, length: usize, code: bool) -> Option<u64> {
+    image().filter(|image| image.holds(address, length, code)).map(|image| address.wrapping_sub(image.base) as u64)
+}
+
+fn address_of(offset: u64, length: usize, code: bool) -> Option<usize> {
+    let image = image()?;
+    let address = image.base.wrapping_add(offset as usize);
+    image.holds(address, length, code).then_some(address)
+}
+
+impl Image {
+    fn holds(&self, address: usize, length: usize, code: bool) -> bool {
+        let end = address.checked_add(length);
+        self.segments.iter().any(|&(low, high, executable)| {
+            low <= address && end.is_some_and(|end| end <= high) && executable == code
+        })
+    }
+}
+
+/// A place that is the same in every process of this program and in no other copy of this crate in it.
+pub(crate) fn anchor() -> u64 {
+    static ANCHOR: u8 = 0;
+    let address = &raw const ANCHOR as usize;
+    image().map_or(0, |image| address.wrapping_sub(image.base) as u64)
+}
+
+fn image() -> Option<&'static Image> {
+    static IMAGE: OnceLock<Option<Image>> = OnceLock::new();
+    IMAGE.get_or_init(find).as_ref()
+}
+
+fn find() -> Option<Image> {
+    struct Search {
+        address: usize,
+        found: Option<Image>,
+    }
+    extern "C" fn visit(info: *mut libc::dl_phdr_info, _: usize, data: *mut c_void) -> c_int {
+        // SAFETY: dl_iterate_phdr(3) calls us with a valid record, and with the pointer that we gave it below, which
+        // is to a Search that nothing else uses meanwhile.
+        let (info, search) = unsafe { (&*info, &mut *data.cast::<Search>()) };
+        if info.dlpi_phdr.is_null() {
+            return 0;
+        }
+        // SAFETY: the loader vouches for `dlpi_phnum` headers behind the pointer, mapped while the object is.
+        let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum as usize) };
+        let base = info.dlpi_addr as usize;
+        let place = |header: &libc::Elf64_Phdr| base.wrapping_add(header.p_vaddr as usize);
+        let segments: Vec<_> = headers
+            .iter()
+            .filter(|header| header.p_type == libc::PT_LOAD)
+            .map(|header| {
+                (place(header), place(header).wrapping_add(header.p_memsz as usize), header.p_flags & libc::PF_X != 0)
+            })
+            .collect();
+        if !segments.iter().any(|&(low, high, _)| (low..high).contains(&search.address)) {
+            return 0;
+        }
+        let dynamic = headers.iter().find(|header| header.p_type == libc::PT_DYNAMIC);
+        // SAFETY: PT_DYNAMIC is a mapped array of tag and value, `p_memsz` bytes long.
+        let dynamic = dynamic.map(|header| unsafe {
+            std::slice::from_raw_parts(place(header) as *const [usize; 2], header.p_memsz as usize / 16)
+        });
+        let tag = |wanted: usize| {
+            dynamic?.iter().take_while(|entry| entry[0] != 0).find(|entry| entry[0] == wanted).map(|entry| entry[1])
+        };
+        const DT_INIT_ARRAY: usize = 25;
+        const DT_INIT_ARRAYSZ: usize = 27;
+        let init_array = tag(DT_INIT_ARRAY).zip(tag(DT_INIT_ARRAYSZ)).map(|(start, size)| {
+            // The loader leaves this entry as it is in the file, relative to the base.
+            (if start < base { base.wrapping_add(start) } else { start }, size)
+        });
+        search.found = Some(Image { base, headers: info.dlpi_phdr as usize, segments, init_array });
+        1
+    }
+    let mut search = Search { address: find as *const () as usize, found: None };
+    // SAFETY: `visit` has the signature that dl_iterate_phdr(3) asks for, and `search` outlives the call.
+    unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut search).cast()) };
+    search.found
+}
+
+/// Whether this crate stands in the very file that `/proc/self/exe` would execute, or why not.
+///
+/// The kernel's own auxiliary vector says where the headers of the file that it executed were mapped. The one in
+/// memory will not do: a loader that was started by hand (`ld.so ./program`) rewrites it.
+pub(crate) fn is_the_executable() -> Result<(), String> {
+    let image = image().ok_or("this program's image cannot be found in memory")?;
+    let vector = std::fs::read("/proc/self/auxv").map_err(|error| format!("cannot read /proc/self/auxv: {error}"))?;
+    let headers = vector.chunks_exact(2 * size_of::<usize>()).find_map(|pair| {
+        let (tag, value) = pair.split_at(size_of::<usize>());
+        let word = |bytes: &[u8]| usize::from_ne_bytes(bytes.try_into().unwrap_or_default());
+        (word(tag) == libc::AT_PHDR as usize).then(|| word(value))
+    });
+    if headers != Some(image.headers) {
+        return Err("the crate is linked into a shared library that another program loaded".into());
+    }
+    Ok(())
+}
+
+type Constructor = extern "C" fn(c_int, *const *const libc::c_char, *const *const libc::c_char);
+
+/// The constructors of this image that the loader would have called after the one in `slot`.
+pub(super) fn constructors_after(slot: *const Constructor) -> Option<Vec<Constructor>> {
+    let (start, size) = image()?.init_array?;
+    let own = (slot as usize).checked_sub(start).filter(|distance| *distance < size)? / size_of::<usize>();
+    // SAFETY: DT_INIT_ARRAY and DT_INIT_ARRAYSZ describe a mapped array of words in our own image.
+    let slots = unsafe { std::slice::from_raw_parts(start as *const usize, size / size_of::<usize>()) };
+    let is_function = |word: &&usize| **word != 0 && **word != usize::MAX;
+    // SAFETY: each word of the array other than 0 and -1 is, by the ELF specification, the address of a function that
+    // the loader calls in this way.
+    let function = |word: &usize| unsafe { std::mem::transmute::<usize, Constructor>(*word) };
+    Some(slots[own + 1..].iter().filter(is_function).map(function).collect())
+}
+

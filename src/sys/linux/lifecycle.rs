@@ -1,0 +1,74 @@
+//! A process as a whole: who it is, how it ends.
+
+use std::ffi::{CString, c_int};
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+/// Runs `handler` when the process leaves `main` or calls `exit`. Refused only for want of memory.
+pub(crate) fn at_exit(handler: extern "C" fn()) {
+    // SAFETY: a function that lives as long as the program.
+    unsafe { libc::atexit(handler) };
+}
+
+/// Ends the process through libc: exit handlers run, streams are flushed.
+pub(crate) fn exit(code: c_int) -> ! {
+    std::process::exit(code)
+}
+
+/// Ends the process at once: no handler, no flush.
+pub(crate) fn exit_now(code: c_int) -> ! {
+    // SAFETY: _exit(2) has no conditions.
+    unsafe { libc::_exit(code) }
+}
+
+/// Sends a signal to the calling thread.
+#[cfg(feature = "testing")]
+pub(crate) fn raise(signal: i32) {
+    // SAFETY: raise(3) has no conditions.
+    unsafe { libc::raise(signal) };
+}
+
+/// Flushes Rust's standard output and every stream of C.
+pub(crate) fn flush_streams() {
+    use std::io::Write;
+    let _ = std::io::stdout().flush();
+    // SAFETY: fflush(3) of null flushes all open streams.
+    unsafe { libc::fflush(std::ptr::null_mut()) };
+}
+
+/// The name that `ps` and `top` show (of which the kernel keeps 15 bytes).
+pub(crate) fn set_name(name: &str) {
+    if let Ok(name) = CString::new(name) {
+        let _ = rustix::thread::set_name(&name);
+    }
+}
+
+/// The calling thread's id in the kernel. Unlike std's, it can be asked while thread-local storage is torn down.
+pub(crate) fn thread_id() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get() as u32
+}
+
+/// What `slot` holds for this process, made at the first call and anew in a forked copy. What a copy inherited is left
+/// as it is, for its locks may be held by threads that the copy does not have.
+pub(crate) fn per_process<T: Sync>(
+    slot: &'static AtomicPtr<T>,
+    is_current: impl Fn(&T) -> bool,
+    make: impl FnOnce() -> T,
+) -> &'static T {
+    let old = slot.load(Ordering::Acquire);
+    // SAFETY: the slot holds null or what the lines below leaked into it, which is never freed or moved.
+    if let Some(current) = unsafe { old.as_ref() }.filter(|current| is_current(current)) {
+        return current;
+    }
+    let new = Box::into_raw(Box::new(make()));
+    match slot.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire) {
+        // SAFETY: leaked just above, for good.
+        Ok(_) => unsafe { &*new },
+        Err(winner) => {
+            // SAFETY: nobody has seen ours; another thread of this process was faster, and leaked its own.
+            unsafe {
+                drop(Box::from_raw(new));
+                &*winner
+            }
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Linux 5.4 and newer, with glibc.
+
+pub(crate) mod constructor;
+pub(crate) mod image;
+pub(crate) mod io;
+pub(crate) mod lifecycle;
+pub(crate) mod pidfd;
+pub(crate) mod signals;
+pub(crate) mod spawn;

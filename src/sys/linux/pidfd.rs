@@ -1,0 +1,78 @@
+//! Children by their pidfd: signals, and the wait that ends them. Never by pid, which may be somebody else's.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus};
+
+/// What stands for a status that another waiter took and that the kernel does not tell again: neither success, nor a
+/// code, nor a signal.
+const LOST: i32 = 0x007f;
+
+/// Sends a signal. `Ok` too if the process has ended.
+pub(crate) fn send_signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
+    // SAFETY: pidfd_send_signal(2) takes a descriptor, which the borrow keeps open, a number and a null record.
+    let sent = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_fd().as_raw_fd(), signal, std::ptr::null::<u8>(), 0)
+    };
+    match io::Error::last_os_error() {
+        error if sent != 0 && error.raw_os_error() != Some(libc::ESRCH) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Reaps the child if it has ended; `None` while it lives.
+pub(crate) fn reap(pidfd: &OwnedFd) -> Option<ExitStatus> {
+    wait(pidfd, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
+}
+
+/// Reaps a child that is known to be ending.
+pub(crate) fn reap_blocking(pidfd: &OwnedFd) {
+    wait(pidfd, WaitIdOptions::EXITED);
+}
+
+fn wait(pidfd: &OwnedFd, options: WaitIdOptions) -> Option<ExitStatus> {
+    loop {
+        match rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), options) {
+            Ok(status) => return status.map(|status| ExitStatus::from_raw(raw(status))),
+            Err(rustix::io::Errno::INTR) => {}
+            // Somebody else's wait(-1), or SIGCHLD ignored: reaped, and not by us.
+            Err(_) => return Some(ExitStatus::from_raw(told_by_the_kernel(pidfd).unwrap_or(LOST))),
+        }
+    }
+}
+
+fn raw(status: WaitIdStatus) -> i32 {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => (code & 0xff) << 8,
+        (_, Some(signal)) => signal | if status.dumped() { 0x80 } else { 0 },
+        _ => LOST,
+    }
+}
+
+/// Whether the status was taken by another waiter and is lost.
+pub(crate) fn is_lost(status: ExitStatus) -> bool {
+    status.into_raw() == LOST
+}
+
+/// PIDFD_GET_INFO (Linux 6.15 and newer) tells the status of a process that has been reaped to whoever holds a pidfd.
+fn told_by_the_kernel(pidfd: &OwnedFd) -> Option<i32> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        mask: u64,
+        cgroup: u64,
+        ids: [u32; 11],
+        exit_code: i32,
+    }
+    const PIDFD_INFO_EXIT: u64 = 1 << 3;
+    /// `_IOWR(0xff, 11, 64 bytes)`.
+    const PIDFD_GET_INFO: libc::Ioctl = 0xc040_ff0b_u32 as libc::Ioctl;
+    let mut info = Info { mask: PIDFD_INFO_EXIT, ..Info::default() };
+    // SAFETY: the request carries the size of the record, and the kernel writes no more than that (it takes every
+    // size from the first published one on: include/uapi/linux/pidfd.h, PIDFD_INFO_SIZE_VER0 = 64).
+    let told = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
+    (told == 0 && info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code)
+}

@@ -1,0 +1,218 @@
+//! Signals: masks, and the three handlers that a child installs (stop, guard, stack overflow).
+//!
+//! The handlers touch atomics and make system calls, nothing else.
+
+use std::mem::{MaybeUninit, zeroed};
+use std::ptr::{null, null_mut};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use libc::{c_int, c_void};
+
+/// The parent-death signal of our children: a real-time signal, so that it cannot be taken for one of the program's.
+pub(crate) const GUARD: c_int = 61;
+
+pub(crate) const TERM: i32 = libc::SIGTERM;
+pub(crate) const KILL: i32 = libc::SIGKILL;
+pub(crate) const CONT: i32 = libc::SIGCONT;
+#[cfg(feature = "testing")]
+pub(crate) const STOP_SIGNAL: i32 = libc::SIGSTOP;
+pub(crate) const ABRT: i32 = libc::SIGABRT;
+
+/// The kernel's signal mask, with libc's own two signals in it, which sigprocmask(3) would leave out.
+#[derive(Clone, Copy)]
+pub(crate) struct Mask(u64);
+
+fn set_mask(mask: Mask) -> Mask {
+    let mut old = Mask(0);
+    // SAFETY: rt_sigprocmask(2) reads and writes eight bytes each; the mask is the thread's own.
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask.0, &raw mut old.0, size_of::<u64>())
+    };
+    old
+}
+
+/// Blocks every signal in the calling thread; gives what was blocked before.
+pub(crate) fn block_all() -> Mask {
+    set_mask(Mask(u64::MAX))
+}
+
+/// Puts back what [`block_all`] gave.
+pub(crate) fn restore(mask: Mask) {
+    set_mask(mask);
+}
+
+/// Lets every signal through to the calling thread.
+pub(crate) fn unblock_all() {
+    set_mask(Mask(0));
+}
+
+/// Every signal back to its default action. Safe to call between `clone` and `exec`.
+pub(super) fn default_all() {
+    for signal in 1..=64 {
+        // SAFETY: sigaction(2) with a zeroed record means SIG_DFL, no flags, empty mask; it refuses KILL, STOP and
+        // libc's own signals, which is as well.
+        unsafe {
+            let action: libc::sigaction = zeroed();
+            libc::sigaction(signal, &raw const action, null_mut());
+        }
+    }
+}
+
+/// SIGPIPE ignored, as Rust's runtime has it from `main` on.
+pub(crate) fn ignore_pipe() {
+    // SAFETY: sets a disposition, no handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
+fn install(signal: c_int, handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void), flags: c_int) {
+    // SAFETY: the record is filled in full; the handlers below are async-signal-safe and live as long as the program.
+    unsafe {
+        let mut action: libc::sigaction = zeroed();
+        action.sa_sigaction = handler as *const () as usize;
+        action.sa_flags = flags | libc::SA_SIGINFO;
+        libc::sigaction(signal, &raw const action, null_mut());
+    }
+}
+
+/// 1 once the loop was told to stop; what a loop's sleep waits on.
+static STOP: AtomicU32 = AtomicU32::new(0);
+
+/// From now on TERM and INT no longer kill: they make [`stopped`] true and end [`sleep_until_stopped`].
+pub(crate) fn install_stop() {
+    extern "C" fn stop(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
+        // SAFETY: errno is this thread's own; a handler must leave it as it was.
+        let errno = unsafe { *libc::__errno_location() };
+        STOP.store(1, Ordering::SeqCst);
+        let _ = rustix::thread::futex::wake(&STOP, rustix::thread::futex::Flags::PRIVATE, i32::MAX as u32);
+        // SAFETY: as above.
+        unsafe { *libc::__errno_location() = errno };
+    }
+    install(libc::SIGTERM, stop, libc::SA_RESTART);
+    install(libc::SIGINT, stop, libc::SA_RESTART);
+}
+
+pub(crate) fn stopped() -> bool {
+    STOP.load(Ordering::SeqCst) != 0
+}
+
+/// Sleeps so long, or until the loop is told to stop, whichever is first.
+pub(crate) fn sleep_until_stopped(pause: Duration) {
+    use rustix::thread::futex;
+    let end = std::time::Instant::now().checked_add(pause);
+    while !stopped() {
+        let left = end.map(|end| end.saturating_duration_since(std::time::Instant::now()));
+        if left == Some(Duration::ZERO) {
+            return;
+        }
+        // Bounded, because the kernel's time does not reach as far as Duration's.
+        let left = left.unwrap_or(Duration::MAX).min(Duration::from_secs(3600));
+        let left = rustix::time::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos() as _ };
+        let _ = futex::wait(&STOP, futex::Flags::PRIVATE, 0, Some(&left));
+    }
+}
+
+static PARENT: AtomicI32 = AtomicI32::new(0);
+/// Milliseconds; `u64::MAX`: never.
+static GRACE: AtomicU64 = AtomicU64::new(u64::MAX);
+
+/// Arms the guard: when `parent` is gone, TERM to ourselves, and KILL by a timer of the kernel after the grace.
+///
+/// The kernel sends the death signal when the *thread* that started us ends (prctl(2), PR_SET_PDEATHSIG), so the
+/// handler first looks whether the process is gone.
+pub(crate) fn install_guard(parent: u32, grace: Option<Duration>) {
+    extern "C" fn guard(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
+        // SAFETY: errno is this thread's own.
+        let errno = unsafe { *libc::__errno_location() };
+        if orphaned(PARENT.load(Ordering::Relaxed)) {
+            end_myself();
+        }
+        // SAFETY: as above.
+        unsafe { *libc::__errno_location() = errno };
+    }
+    PARENT.store(parent as i32, Ordering::Relaxed);
+    let grace = grace.map_or(u64::MAX, |grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
+    GRACE.store(grace, Ordering::Relaxed);
+    install(GUARD, guard, libc::SA_RESTART);
+}
+
+/// Whether the parent of that pid is gone. A parent outside of our pid namespace shows as 0; then the line tells.
+pub(crate) fn orphaned(parent: i32) -> bool {
+    // SAFETY: getppid(2) has no conditions.
+    let now = unsafe { libc::getppid() };
+    if now != 0 {
+        return now != parent;
+    }
+    let mut line = libc::pollfd { fd: super::spawn::LINE, events: 0, revents: 0 };
+    // SAFETY: one valid record; poll(2) is async-signal-safe.
+    unsafe { libc::poll(&raw mut line, 1, 0) == 1 && line.revents & libc::POLLHUP != 0 }
+}
+
+fn end_myself() {
+    let grace = GRACE.load(Ordering::Relaxed);
+    // SAFETY: system calls on valid records. The raw ones, for glibc's timer_create(3) may allocate, which a signal
+    // handler must not.
+    unsafe {
+        if grace != u64::MAX {
+            let mut event: libc::sigevent = zeroed();
+            event.sigev_notify = libc::SIGEV_SIGNAL;
+            event.sigev_signo = libc::SIGKILL;
+            let mut timer: c_int = 0;
+            let mut when: libc::itimerspec = zeroed();
+            when.it_value.tv_sec = (grace / 1000) as _;
+            // Zero would disarm it.
+            when.it_value.tv_nsec = (grace % 1000 * 1_000_000 + 1) as _;
+            libc::syscall(libc::SYS_timer_create, libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer);
+            libc::syscall(libc::SYS_timer_settime, timer, 0, &raw const when, null::<c_void>());
+        }
+        libc::kill(libc::getpid(), libc::SIGTERM);
+    }
+}
+
+static STACK_LOW: AtomicUsize = AtomicUsize::new(0);
+static STACK_HIGH: AtomicUsize = AtomicUsize::new(0);
+
+/// Gives the calling thread, the child's first, a stack for signals and a handler which tells an overflow of its own
+/// stack from any other bad address: it says so and aborts, as Rust's runtime does from `main` on.
+pub(crate) fn install_overflow() {
+    extern "C" fn overflow(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
+        // SAFETY: the kernel passes a valid record, and si_addr is set for both signals.
+        let address = unsafe { (*info).si_addr() } as usize;
+        if (STACK_LOW.load(Ordering::Relaxed)..STACK_HIGH.load(Ordering::Relaxed)).contains(&address) {
+            let words = b"\nthread 'main' has overflowed its stack\nfatal runtime error: stack overflow, aborting\n";
+            // SAFETY: write(2) of a constant; abort(3) is async-signal-safe.
+            unsafe {
+                libc::write(2, words.as_ptr().cast(), words.len());
+                libc::abort();
+            }
+        }
+        // Not ours: the default action, by running the faulting instruction once more.
+        // SAFETY: sets a disposition.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    const SIZE: usize = 64 * 1024;
+    const GUARD_PAGES: usize = 1 << 20;
+    // SAFETY: a new private mapping, given to the kernel as this thread's signal stack for the rest of its life; the
+    // attributes are initialised by pthread_getattr_np(3) before they are read, and destroyed after.
+    unsafe {
+        let mut attributes = MaybeUninit::uninit();
+        let (mut low, mut size) = (null_mut(), 0);
+        if libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) != 0 {
+            return;
+        }
+        libc::pthread_attr_getstack(attributes.as_ptr(), &raw mut low, &raw mut size);
+        libc::pthread_attr_destroy(attributes.as_mut_ptr());
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let stack = libc::mmap(null_mut(), SIZE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
+        if stack == libc::MAP_FAILED {
+            return;
+        }
+        let stack = libc::stack_t { ss_sp: stack, ss_flags: 0, ss_size: SIZE };
+        libc::sigaltstack(&raw const stack, null_mut());
+        // The kernel keeps a gap of 256 pages (1 MiB) below a stack that grows.
+        STACK_LOW.store((low as usize).saturating_sub(GUARD_PAGES), Ordering::Relaxed);
+        STACK_HIGH.store(low as usize + (64 << 10), Ordering::Relaxed);
+    }
+    install(libc::SIGSEGV, overflow, libc::SA_ONSTACK);
+    install(libc::SIGBUS, overflow, libc::SA_ONSTACK);
+}
