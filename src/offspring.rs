@@ -16,7 +16,7 @@ use crate::parent::unit::End;
 use crate::process::Process;
 use crate::subprocess::Subprocess;
 use crate::sys::io::OwnedFd;
-use crate::sys::pidfd;
+use crate::sys::{pidfd, signals};
 use crate::wire::codec::{self, CodecError};
 use crate::wire::message::Step;
 
@@ -87,7 +87,13 @@ impl<R> Plan<R> {
                 let what = format!("could not be encoded: {error}");
                 return Err(Error::new(ErrorKind::Encode, &subject, &what).with_source(error));
             }
-            Err(_) => return Err(Error::new(ErrorKind::Encode, &subject, "could not be encoded: its Serialize panicked")),
+            Err(_) => {
+                return Err(Error::new(
+                    ErrorKind::Encode,
+                    &subject,
+                    "could not be encoded: its Serialize panicked",
+                ));
+            }
         };
         let settings = Settings {
             name: None,
@@ -139,7 +145,14 @@ impl<R> Offspring<R> {
     pub(crate) fn planned(plan: Plan<R>) -> Self {
         let Plan { order, decode } = plan;
         let subject = order.subject();
-        Self { subject, decode, order: Some(order), process: None, pipes: [None, None, None], ended: Ended::NotYet }
+        Self {
+            subject,
+            decode,
+            order: Some(order),
+            process: None,
+            pipes: [None, None, None],
+            ended: Ended::NotYet,
+        }
     }
 
     /// Starts the child of a unit with [`Subprocess::EXPLICIT_START`].
@@ -211,7 +224,7 @@ impl<R> Offspring<R> {
         let process = self.checked()?;
         process.0.ask_to_end(Why::Shutdown);
         process.0.wait_until(None);
-        let was_ended = process.0.poll(None, |end| was_ended(end)).unwrap_or(false);
+        let was_ended = process.0.poll(None, was_ended).unwrap_or(false);
         if was_ended { Ok(None) } else { self.look(None).unwrap_or(Ok(None)) }
     }
 
@@ -249,9 +262,10 @@ impl<R> Offspring<R> {
             (Ended::Error(error), _) => Err(error.clone()),
             (Ended::Taken, _) => Err(self.taken()),
             (Ended::NotYet, None) => Err(self.error(ErrorKind::NotStarted, "has not been started")),
-            (Ended::NotYet, Some(process)) if !process.0.is_ours() => {
-                Err(self.error(ErrorKind::Unsupported, "belongs to the process that was forked, not to this copy of it"))
-            }
+            (Ended::NotYet, Some(process)) if !process.0.is_ours() => Err(self.error(
+                ErrorKind::Unsupported,
+                "belongs to the process that was forked, not to this copy of it",
+            )),
             (Ended::NotYet, Some(process)) => Ok(process.clone()),
         }
     }
@@ -300,7 +314,8 @@ impl<R> Offspring<R> {
                     (Some(file), Some(line)) => format!(" at {file}:{line}"),
                     _ => String::new(),
                 };
-                self.error(ErrorKind::Panicked, &format!("panicked{place}: {}", panic.message)).with_panic(panic)
+                self.error(ErrorKind::Panicked, &format!("panicked{place}: {}", panic.message))
+                    .with_panic(panic)
             }
             Verdict::Failed(failed) => {
                 let (kind, what) = match failed.step {
@@ -316,11 +331,16 @@ impl<R> Offspring<R> {
             Verdict::Died { ended: Some((why, killed)), .. } => {
                 let by = if killed { "killed" } else { "terminated" };
                 match why {
-                    Why::Timeout => self.error(ErrorKind::TimedOut, &format!("its time was over; {by} by us ({how})")),
-                    Why::Start => self.error(ErrorKind::Start, &format!("did not become ready in time; {by} by us")),
-                    Why::Exit => {
-                        self.error(ErrorKind::ShuttingDown, &format!("{by} by us when its parent shut down ({how})"))
+                    Why::Timeout => {
+                        self.error(ErrorKind::TimedOut, &format!("its time was over; {by} by us ({how})"))
                     }
+                    Why::Start => {
+                        self.error(ErrorKind::Start, &format!("did not become ready in time; {by} by us"))
+                    }
+                    Why::Exit => self.error(
+                        ErrorKind::ShuttingDown,
+                        &format!("{by} by us when its parent shut down ({how})"),
+                    ),
                     Why::Shutdown | Why::Breach | Why::Lingering => {
                         self.error(ErrorKind::Died, &format!("{by} by us on shutdown ({how})"))
                     }
@@ -350,10 +370,9 @@ impl<R> Offspring<R> {
 
 /// Whether it was a shutdown that ended it, and nothing else.
 fn was_ended(end: &mut End) -> bool {
-    use crate::sys::signals;
-    use std::os::unix::process::ExitStatusExt;
     let Some(Verdict::Died { ended: Some((why, _)), breach: None, .. }) = &end.verdict else { return false };
-    let as_asked = end.status.signal().is_none_or(|signal| [signals::TERM, signals::KILL].contains(&signal));
+    let as_asked =
+        pidfd::signal(end.status).is_none_or(|signal| [signals::TERM, signals::KILL].contains(&signal));
     matches!(why, Why::Shutdown | Why::Exit) && as_asked
 }
 

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use crate::parent::shutdown::Why;
 use crate::parent::unit::Unit;
-use crate::sys::io::{AsFd, BorrowedFd};
 use crate::sys::{pidfd, signals};
 
 /// A unit's child process. Cheap to clone; stays valid after the handle, and the process, are gone.
@@ -54,7 +53,10 @@ impl Process {
     /// [`io::ErrorKind::Unsupported`] in a process that a user's own `fork` copied, whose child it is not.
     pub fn send_signal(&self, signal: i32) -> io::Result<()> {
         if !self.0.is_ours() {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "the child belongs to the process that was forked"));
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the child belongs to the process that was forked",
+            ));
         }
         pidfd::send_signal(&self.0.pidfd, signal)
     }
@@ -86,9 +88,10 @@ impl Process {
     }
 }
 
-impl AsFd for Process {
+#[cfg(unix)]
+impl crate::sys::io::AsFd for Process {
     /// Its pidfd, which is readable once it has ended (pidfd_open(2)).
-    fn as_fd(&self) -> BorrowedFd<'_> {
+    fn as_fd(&self) -> crate::sys::io::BorrowedFd<'_> {
         self.0.pidfd.as_fd()
     }
 }

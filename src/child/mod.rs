@@ -43,7 +43,9 @@ pub(crate) fn main(claim: Claim) -> ! {
     step("setup");
     match Entry::at(start.entry).filter(|entry| (entry.name)() == start.type_name) {
         Some(entry) => (entry.run)(&unit, &mut line),
-        None => line.failed(Step::Setup, "the unit's code was not found in the program that was executed".into()),
+        None => {
+            line.failed(Step::Setup, "the unit's code was not found in the program that was executed".into())
+        }
     }
     drop(unit);
     line.end()

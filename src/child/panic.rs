@@ -75,13 +75,13 @@ fn print(panic: &Panicked, unit: &str) {
 /// A panic that was caught, and can go on.
 pub(crate) struct Held {
     payload: Box<dyn Any + Send>,
-    panic: Panicked,
+    panic: Box<Panicked>,
 }
 
 impl Held {
     /// Unwinds again, without a word: it has been reported.
     pub(crate) fn go_on(self) -> ! {
-        LAST.set(Some(self.panic));
+        LAST.set(Some(*self.panic));
         resume_unwind(self.payload)
     }
 }
@@ -102,7 +102,7 @@ pub(crate) fn held<R>(work: impl FnOnce() -> R) -> Result<R, Held> {
             thread: None,
             backtrace: None,
         });
-        Held { payload, panic }
+        Held { payload, panic: Box::new(panic) }
     })
 }
 
@@ -112,6 +112,6 @@ pub(crate) fn caught<R>(work: impl FnOnce() -> R) -> Result<R, Panicked> {
         let Held { payload, panic } = held;
         // The payload is the unit's; its destructor may panic as well.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
-        panic
+        *panic
     })
 }

@@ -1,6 +1,5 @@
 //! One unit: decode, run, encode, deliver. And the line on which the child speaks.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -10,6 +9,7 @@ use crate::hook::step;
 use crate::subprocess::Subprocess;
 use crate::sys;
 use crate::sys::image::Entry;
+use crate::sys::io::OwnedFd;
 use crate::wire::codec;
 use crate::wire::frame::{Kind, encode};
 use crate::wire::message::{Failed, Panicked, Step};

@@ -3,10 +3,9 @@
 //! There is one way so far, the exec launcher: the program is executed again for each unit. Directory, environment,
 //! streams and arguments are the caller's at that moment because the kernel hands them over.
 
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -54,11 +53,19 @@ pub(crate) fn start(order: Order) -> Result<Started, Error> {
     step("launch");
     constructor::is_in_place().map_err(|why| Error::new(ErrorKind::Unsupported, &subject, &why))?;
     let entry = order.entry.offset().ok_or_else(|| {
-        Error::new(ErrorKind::Unsupported, &subject, "its code lies in a shared library, not in the program itself")
+        Error::new(
+            ErrorKind::Unsupported,
+            &subject,
+            "its code lies in a shared library, not in the program itself",
+        )
     })?;
     let starting = runtime::enter().map_err(|error| failed("starting the thread that watches", error))?;
     let Ok(starting) = starting else {
-        return Err(Error::new(ErrorKind::ShuttingDown, &subject, "cannot be started: the process is exiting"));
+        return Err(Error::new(
+            ErrorKind::ShuttingDown,
+            &subject,
+            "cannot be started: the process is exiting",
+        ));
     };
     let claim = Claim { parent: std::process::id(), nonce: RandomState::new().hash_one(entry) };
     let terms = Terms {
@@ -79,8 +86,10 @@ pub(crate) fn start(order: Order) -> Result<Started, Error> {
         guard: order.terminate.then_some(Guard { grace: order.settings.shutdown_timeout }),
     };
     let name = message.name.clone();
-    let frames = codec::encode(&message).map(|message| vec![encode(Kind::Start, &message), encode(Kind::Unit, &order.bytes)]);
-    let unit = watch(&starting, name, child, ours, frames.unwrap_or_default(), Life::new(terms, Instant::now()));
+    let frames = codec::encode(&message)
+        .map(|message| vec![encode(Kind::Start, &message), encode(Kind::Unit, &order.bytes)]);
+    let unit =
+        watch(&starting, name, child, ours, frames.unwrap_or_default(), Life::new(terms, Instant::now()));
     let unit = unit.map_err(|error| failed("epoll", error))?;
     step("queued");
     if order.wait_for_child {
@@ -116,7 +125,6 @@ fn watch(
 type Executed = ((u32, OwnedFd), [Option<OwnedFd>; 3]);
 
 fn execute(order: &Order, claim: &Claim, line: OwnedFd) -> Result<Executed, (&'static str, io::Error)> {
-    let string = |text: OsString| CString::new(text.into_vec()).map_err(io::Error::from);
     let settings = &order.settings;
     let mut environment: Vec<(OsString, OsString)> = settings.environment.apply(std::env::vars_os());
     environment.retain(|(name, _)| name != boot::MARKER);
@@ -124,24 +132,18 @@ fn execute(order: &Order, claim: &Claim, line: OwnedFd) -> Result<Executed, (&'s
     let pair = |(mut name, value): (OsString, OsString)| {
         name.push("=");
         name.push(value);
-        string(name)
+        name
     };
-    let environment: Vec<CString> =
-        environment.into_iter().map(pair).collect::<Result<_, _>>().map_err(|error| ("environment", error))?;
-    let arguments: Vec<CString> =
-        std::env::args_os().map(string).collect::<Result<_, _>>().map_err(|error| ("arguments", error))?;
-    let directory = settings.current_dir.clone().map(|path| string(path.into_os_string()));
-    let directory = directory.transpose().map_err(|error| ("current directory", error))?;
 
     let (mut theirs, mut ours) = ([const { None }; 3], [const { None }; 3]);
     for (stream, wanted) in settings.streams.iter().enumerate() {
         let (their, our) = open(wanted, stream == 0).map_err(|error| ("standard streams", error))?;
         (theirs[stream], ours[stream]) = (their, our);
     }
-    let child = spawn::spawn(&spawn::Image {
-        arguments: &arguments,
-        environment: &environment,
-        directory: directory.as_deref(),
+    let child = spawn::spawn(spawn::Image {
+        arguments: std::env::args_os().collect(),
+        environment: environment.into_iter().map(pair).collect(),
+        directory: settings.current_dir.as_deref(),
         umask: settings.umask,
         streams: [0, 1, 2].map(|stream: usize| theirs[stream].as_ref().map(|fd: &OwnedFd| fd.as_fd())),
         line: line.as_fd(),

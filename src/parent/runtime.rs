@@ -54,12 +54,16 @@ static PROCESS: AtomicPtr<Process> = AtomicPtr::new(null_mut());
 
 /// This process's view: made at the first call, and anew in a forked copy (whose inherited one is left as it is).
 fn process() -> &'static Process {
-    lifecycle::per_process(&PROCESS, |process| process.pid == std::process::id(), || Process {
-        pid: std::process::id(),
-        closing: AtomicBool::new(false),
-        runtime: Mutex::new(None),
-        shutting_down: Mutex::new(()),
-    })
+    lifecycle::per_process(
+        &PROCESS,
+        |process| process.pid == std::process::id(),
+        || Process {
+            pid: std::process::id(),
+            closing: AtomicBool::new(false),
+            runtime: Mutex::new(None),
+            shutting_down: Mutex::new(()),
+        },
+    )
 }
 
 /// The process is on its way out: nothing is started any more.
@@ -182,10 +186,11 @@ impl Runtime {
             table.units.insert(unit.id, (unit.clone(), None));
             table.closing
         };
-        let watched = self
-            .poller
-            .add(&unit.pidfd, reaper::token(unit.id, reaper::EXIT), false)
-            .and_then(|()| unit.with_line(|line| self.poller.add(line, reaper::token(unit.id, reaper::LINE), true)).unwrap_or(Ok(())));
+        let watched =
+            self.poller.add(&unit.pidfd, reaper::token(unit.id, reaper::EXIT), false).and_then(|()| {
+                unit.with_line(|line| self.poller.add(line, reaper::token(unit.id, reaper::LINE), true))
+                    .unwrap_or(Ok(()))
+            });
         if let Err(error) = watched {
             self.poller.remove(&unit.pidfd);
             lock(&self.table).units.remove(&unit.id);
@@ -224,7 +229,10 @@ impl Runtime {
         }
         for pipe in pipes {
             let nonblocking = crate::sys::io::set_nonblocking(&pipe);
-            if nonblocking.and_then(|()| self.poller.add(&pipe, reaper::token(unit.id, reaper::SINK), false)).is_ok() {
+            if nonblocking
+                .and_then(|()| self.poller.add(&pipe, reaper::token(unit.id, reaper::SINK), false))
+                .is_ok()
+            {
                 table.sinks.entry(unit.id).or_default().push(pipe);
             }
         }

@@ -5,6 +5,7 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::shutdown::{Act, Ending, Why};
+use crate::sys::{pidfd, signals};
 use crate::wire::message::{Failed, Panicked};
 
 /// The terms on which a child was started.
@@ -35,7 +36,11 @@ pub(crate) enum Verdict {
     Panicked(Panicked),
     Failed(Failed),
     /// It ended without a word of its own; who ended it, if it was us, and whether by KILL.
-    Died { ended: Option<(Why, bool)>, ready: bool, breach: Option<String> },
+    Died {
+        ended: Option<(Why, bool)>,
+        ready: bool,
+        breach: Option<String>,
+    },
 }
 
 /// One child.
@@ -148,8 +153,7 @@ impl Life {
     }
 
     /// It has been reaped: no event comes after this one.
-    pub(crate) fn on_end(&mut self, status: ExitStatus, abort: i32) -> Verdict {
-        use std::os::unix::process::ExitStatusExt;
+    pub(crate) fn on_end(&mut self, status: ExitStatus) -> Verdict {
         let ended = self.ending.map(|ending| (ending.why, ending.killed));
         let died = Verdict::Died { ended, ready: self.ready, breach: self.breach.take() };
         match self.outcome.take() {
@@ -159,7 +163,7 @@ impl Life {
             Some(Outcome::Panicked(panic)) => Verdict::Panicked(panic),
             Some(Outcome::Failed(failed)) => Verdict::Failed(failed),
             None => match self.note.take() {
-                Some(panic) if status.signal() == Some(abort) => Verdict::Panicked(panic),
+                Some(panic) if pidfd::signal(status) == Some(signals::ABRT) => Verdict::Panicked(panic),
                 _ => died,
             },
         }
@@ -195,7 +199,7 @@ mod tests {
         let mut life = running(terms(), now);
         life.on_outcome(Outcome::Value(vec![1]), now);
         life.on_outcome(Outcome::Value(vec![2]), now);
-        assert!(matches!(life.on_end(ExitStatus::from_raw(11), ABRT), Verdict::Value(v) if v == [1]));
+        assert!(matches!(life.on_end(ExitStatus::from_raw(11)), Verdict::Value(v) if v == [1]));
     }
 
     #[test]
@@ -205,7 +209,7 @@ mod tests {
         assert_eq!(life.deadline(), Some(now + 10 * SECOND));
         assert_eq!(life.on_time(now + 9 * SECOND), None);
         assert_eq!(life.on_time(now + 10 * SECOND), Some(Act::Kill));
-        let verdict = life.on_end(ExitStatus::from_raw(9), ABRT);
+        let verdict = life.on_end(ExitStatus::from_raw(9));
         assert!(matches!(verdict, Verdict::Died { ended: Some((Why::Start, true)), ready: false, .. }));
     }
 
@@ -215,7 +219,7 @@ mod tests {
         let mut life = running(terms(), now);
         assert_eq!(life.on_time(now + 5 * SECOND), Some(Act::Terminate));
         life.on_outcome(Outcome::Value(vec![]), now + 5 * SECOND);
-        let verdict = life.on_end(ExitStatus::from_raw(0), ABRT);
+        let verdict = life.on_end(ExitStatus::from_raw(0));
         assert!(matches!(verdict, Verdict::Died { ended: Some((Why::Timeout, false)), .. }));
     }
 
@@ -227,7 +231,7 @@ mod tests {
         assert_eq!(life.deadline(), Some(now + SECOND));
         assert_eq!(life.on_time(now + SECOND), Some(Act::Kill));
         assert_eq!(life.deadline(), None);
-        assert!(matches!(life.on_end(ExitStatus::from_raw(9), ABRT), Verdict::Value(_)));
+        assert!(matches!(life.on_end(ExitStatus::from_raw(9)), Verdict::Value(_)));
     }
 
     #[test]
@@ -254,10 +258,10 @@ mod tests {
         let now = Instant::now();
         let mut life = running(terms(), now);
         life.on_note(panicked());
-        assert!(matches!(life.on_end(ExitStatus::from_raw(ABRT), ABRT), Verdict::Panicked(_)));
+        assert!(matches!(life.on_end(ExitStatus::from_raw(ABRT)), Verdict::Panicked(_)));
         let mut life = running(terms(), now);
         life.on_note(panicked());
-        assert!(matches!(life.on_end(ExitStatus::from_raw(9), ABRT), Verdict::Died { ended: None, .. }));
+        assert!(matches!(life.on_end(ExitStatus::from_raw(9)), Verdict::Died { ended: None, .. }));
     }
 
     #[test]

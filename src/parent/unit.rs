@@ -99,7 +99,9 @@ impl Unit {
     }
 
     pub(crate) fn exit_status(&self) -> Option<ExitStatus> {
-        let end = |state: &State| state.end.as_ref().map(|end| end.status).filter(|status| !pidfd::is_lost(*status));
+        let end = |state: &State| {
+            state.end.as_ref().map(|end| end.status).filter(|status| !pidfd::is_lost(*status))
+        };
         self.is_ours().then(|| end(&lock(&self.state))).flatten()
     }
 
@@ -119,7 +121,9 @@ impl Unit {
             state = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
                 None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Some(left) if left.is_zero() => return false,
-                Some(left) => self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+                Some(left) => {
+                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                }
             };
         }
         true
@@ -294,8 +298,12 @@ impl Unit {
                 }
                 Err(_) => garbled(),
             },
-            Kind::Panicked => codec::decode(&body).map_or_else(|_| garbled(), |p| self.outcome(Outcome::Panicked(p))),
-            Kind::Failed => codec::decode(&body).map_or_else(|_| garbled(), |f| self.outcome(Outcome::Failed(f))),
+            Kind::Panicked => {
+                codec::decode(&body).map_or_else(|_| garbled(), |p| self.outcome(Outcome::Panicked(p)))
+            }
+            Kind::Failed => {
+                codec::decode(&body).map_or_else(|_| garbled(), |f| self.outcome(Outcome::Failed(f)))
+            }
             Kind::Start | Kind::Unit => Some("a message that only parents send".to_owned()),
         };
         if let Some(breach) = breach {
@@ -319,7 +327,7 @@ impl Unit {
             // line and goes on talking, after so much.
             for _ in 0..1 << 20 {
                 let before = line.fd.is_some() && !lock(&self.state).life.has_outcome();
-                let more = line.fd.as_ref().is_some_and(|fd| crate::sys::io::is_readable(fd));
+                let more = line.fd.as_ref().is_some_and(crate::sys::io::is_readable);
                 if !before || !more {
                     break;
                 }
@@ -329,7 +337,7 @@ impl Unit {
         let waker = {
             let mut state = lock(&self.state);
             let Some(status) = pidfd::reap(&self.pidfd) else { return false };
-            let verdict = state.life.on_end(status, signals::ABRT);
+            let verdict = state.life.on_end(status);
             state.end = Some(End { status, verdict: Some(verdict) });
             state.waker.take()
         };

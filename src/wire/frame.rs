@@ -64,7 +64,9 @@ pub(crate) enum Breach {
 impl fmt::Display for Breach {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Magic(word) => write!(f, "the line carries something else than messages (it began {word:#010x})"),
+            Self::Magic(word) => {
+                write!(f, "the line carries something else than messages (it began {word:#010x})")
+            }
             Self::Kind(kind) => write!(f, "a message of the unknown kind {kind}"),
             Self::Length(length) => write!(f, "a message that claims to be {length} bytes long"),
         }

@@ -60,7 +60,9 @@ mod tests {
 
     #[test]
     fn what_stands_there_by_accident_is_no_marker() {
-        for value in ["", "1", "offspring-1", "offspring-1:1:a0", "offspring-1:1:a0:1:2", "offspring-2:1:a0:1"] {
+        for value in
+            ["", "1", "offspring-1", "offspring-1:1:a0", "offspring-1:1:a0:1:2", "offspring-2:1:a0:1"]
+        {
             assert_eq!(parse(value, 0xa0), None, "{value}");
         }
     }

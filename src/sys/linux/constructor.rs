@@ -34,7 +34,9 @@ extern "C" fn constructor(argc: c_int, argv: *const *const c_char, envp: *const 
 /// Whether a re-executed copy of this program would come to us before `main`, or why not.
 pub(crate) fn is_in_place() -> Result<(), String> {
     if is_privileged() {
-        return Err("the program runs with raised privileges (set-user-id, set-group-id or file capabilities)".into());
+        return Err(
+            "the program runs with raised privileges (set-user-id, set-group-id or file capabilities)".into(),
+        );
     }
     image::is_the_executable()?;
     if !RAN.load(Ordering::Relaxed) || image::constructors_after(&raw const CONSTRUCTOR).is_none() {
@@ -55,7 +57,10 @@ unsafe extern "C" {
 fn is_marker(entry: *const c_char) -> bool {
     let name = crate::zygote::boot::MARKER.as_bytes();
     // SAFETY: `entry` is a NUL-terminated string of the environment; strncmp stops at its end.
-    unsafe { libc::strncmp(entry, name.as_ptr().cast(), name.len()) == 0 && *entry.add(name.len()) == b'=' as c_char }
+    unsafe {
+        libc::strncmp(entry, name.as_ptr().cast(), name.len()) == 0
+            && *entry.add(name.len()) == b'=' as c_char
+    }
 }
 
 fn find_marker() -> Option<*const c_char> {

@@ -86,7 +86,9 @@ impl<'de, A, R> Deserialize<'de> for Function<A, R> {
 }
 
 fn offset_of(address: usize, length: usize, code: bool) -> Option<u64> {
-    image().filter(|image| image.holds(address, length, code)).map(|image| address.wrapping_sub(image.base) as u64)
+    image()
+        .filter(|image| image.holds(address, length, code))
+        .map(|image| address.wrapping_sub(image.base) as u64)
 }
 
 fn address_of(offset: u64, length: usize, code: bool) -> Option<usize> {
@@ -136,7 +138,11 @@ fn find() -> Option<Image> {
             .iter()
             .filter(|header| header.p_type == libc::PT_LOAD)
             .map(|header| {
-                (place(header), place(header).wrapping_add(header.p_memsz as usize), header.p_flags & libc::PF_X != 0)
+                (
+                    place(header),
+                    place(header).wrapping_add(header.p_memsz as usize),
+                    header.p_flags & libc::PF_X != 0,
+                )
             })
             .collect();
         if !segments.iter().any(|&(low, high, _)| (low..high).contains(&search.address)) {
@@ -148,7 +154,11 @@ fn find() -> Option<Image> {
             std::slice::from_raw_parts(place(header) as *const [usize; 2], header.p_memsz as usize / 16)
         });
         let tag = |wanted: usize| {
-            dynamic?.iter().take_while(|entry| entry[0] != 0).find(|entry| entry[0] == wanted).map(|entry| entry[1])
+            dynamic?
+                .iter()
+                .take_while(|entry| entry[0] != 0)
+                .find(|entry| entry[0] == wanted)
+                .map(|entry| entry[1])
         };
         const DT_INIT_ARRAY: usize = 25;
         const DT_INIT_ARRAYSZ: usize = 27;
@@ -171,7 +181,8 @@ fn find() -> Option<Image> {
 /// memory will not do: a loader that was started by hand (`ld.so ./program`) rewrites it.
 pub(crate) fn is_the_executable() -> Result<(), String> {
     let image = image().ok_or("this program's image cannot be found in memory")?;
-    let vector = std::fs::read("/proc/self/auxv").map_err(|error| format!("cannot read /proc/self/auxv: {error}"))?;
+    let vector =
+        std::fs::read("/proc/self/auxv").map_err(|error| format!("cannot read /proc/self/auxv: {error}"))?;
     let headers = vector.chunks_exact(2 * size_of::<usize>()).find_map(|pair| {
         let (tag, value) = pair.split_at(size_of::<usize>());
         let word = |bytes: &[u8]| usize::from_ne_bytes(bytes.try_into().unwrap_or_default());
@@ -197,4 +208,3 @@ pub(super) fn constructors_after(slot: *const Constructor) -> Option<Vec<Constru
     let function = |word: &usize| unsafe { std::mem::transmute::<usize, Constructor>(*word) };
     Some(slots[own + 1..].iter().filter(is_function).map(function).collect())
 }
-

@@ -19,7 +19,8 @@ pub(crate) fn above_stdio(fd: OwnedFd) -> io::Result<OwnedFd> {
 
 /// A line: two connected ends.
 pub(crate) fn line() -> io::Result<(OwnedFd, OwnedFd)> {
-    let (a, b) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let (a, b) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     Ok((above_stdio(a)?, above_stdio(b)?))
 }
 
@@ -58,7 +59,9 @@ pub(crate) fn take_line() -> OwnedFd {
 
 /// Sends what fits. `WouldBlock` if nothing does.
 pub(crate) fn send_now(line: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
-    Ok(rustix::io::retry_on_intr(|| rustix::net::send(&line, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL))?)
+    Ok(rustix::io::retry_on_intr(|| {
+        rustix::net::send(&line, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
+    })?)
 }
 
 /// Sends all, waiting as long as it takes.
@@ -78,7 +81,8 @@ pub(crate) fn receive_now(line: impl AsFd, buffer: &mut [u8]) -> io::Result<usiz
 /// Whether a receive would give something, be it the end, at once.
 pub(crate) fn is_readable(fd: impl AsFd) -> bool {
     use rustix::event::{PollFd, PollFlags, poll};
-    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&rustix::time::Timespec::default())).is_ok_and(|ready| ready > 0)
+    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&rustix::time::Timespec::default()))
+        .is_ok_and(|ready| ready > 0)
 }
 
 /// Receives something, waiting as long as it takes: 0 at the end.
@@ -146,7 +150,8 @@ impl Poller {
         let mut events = [MaybeUninit::uninit(); 64];
         // Rounded up, for a wait that ends too early would spin; bounded by what the kernel takes.
         let time = time.map(|time| time.as_nanos().div_ceil(1_000_000).min(3_600_000) as i64);
-        let time = time.map(|ms| rustix::time::Timespec { tv_sec: ms / 1000, tv_nsec: (ms % 1000 * 1_000_000) as _ });
+        let time = time
+            .map(|ms| rustix::time::Timespec { tv_sec: ms / 1000, tv_nsec: (ms % 1000 * 1_000_000) as _ });
         let Ok((ready, _)) = epoll::wait(&self.epoll, &mut events, time.as_ref()) else { return Vec::new() };
         let tokens: Vec<u64> = ready.iter().map(|event| event.data.u64()).collect();
         if tokens.contains(&BELL) {

@@ -15,7 +15,13 @@ const LOST: i32 = 0x007f;
 pub(crate) fn send_signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
     // SAFETY: pidfd_send_signal(2) takes a descriptor, which the borrow keeps open, a number and a null record.
     let sent = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_fd().as_raw_fd(), signal, std::ptr::null::<u8>(), 0)
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_fd().as_raw_fd(),
+            signal,
+            std::ptr::null::<u8>(),
+            0,
+        )
     };
     match io::Error::last_os_error() {
         error if sent != 0 && error.raw_os_error() != Some(libc::ESRCH) => Err(error),
@@ -50,6 +56,11 @@ fn raw(status: WaitIdStatus) -> i32 {
         (_, Some(signal)) => signal | if status.dumped() { 0x80 } else { 0 },
         _ => LOST,
     }
+}
+
+/// The signal that ended it.
+pub(crate) fn signal(status: ExitStatus) -> Option<i32> {
+    status.signal()
 }
 
 /// Whether the status was taken by another waiter and is lost.

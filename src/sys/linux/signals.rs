@@ -27,7 +27,13 @@ fn set_mask(mask: Mask) -> Mask {
     let mut old = Mask(0);
     // SAFETY: rt_sigprocmask(2) reads and writes eight bytes each; the mask is the thread's own.
     unsafe {
-        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask.0, &raw mut old.0, size_of::<u64>())
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const mask.0,
+            &raw mut old.0,
+            size_of::<u64>(),
+        )
     };
     old
 }
@@ -107,7 +113,8 @@ pub(crate) fn sleep_until_stopped(pause: Duration) {
         }
         // Bounded, because the kernel's time does not reach as far as Duration's.
         let left = left.unwrap_or(Duration::MAX).min(Duration::from_secs(3600));
-        let left = rustix::time::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos() as _ };
+        let left =
+            rustix::time::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos() as _ };
         let _ = futex::wait(&STOP, futex::Flags::PRIVATE, 0, Some(&left));
     }
 }
@@ -179,7 +186,8 @@ pub(crate) fn install_overflow() {
         // SAFETY: the kernel passes a valid record, and si_addr is set for both signals.
         let address = unsafe { (*info).si_addr() } as usize;
         if (STACK_LOW.load(Ordering::Relaxed)..STACK_HIGH.load(Ordering::Relaxed)).contains(&address) {
-            let words = b"\nthread 'main' has overflowed its stack\nfatal runtime error: stack overflow, aborting\n";
+            let words =
+                b"\nthread 'main' has overflowed its stack\nfatal runtime error: stack overflow, aborting\n";
             // SAFETY: write(2) of a constant; abort(3) is async-signal-safe.
             unsafe {
                 libc::write(2, words.as_ptr().cast(), words.len());

@@ -5,9 +5,11 @@
 //! pid could be somebody else's), every signal blocked until the child has its handlers, the death signal set before
 //! the `exec`, the other descriptors closed, and the name of the step that failed.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, OsString, c_char, c_int, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 use std::ptr::null;
 
 use super::io::above_stdio;
@@ -18,9 +20,9 @@ pub(crate) const LINE: i32 = 3;
 
 /// What the new process is to be.
 pub(crate) struct Image<'a> {
-    pub(crate) arguments: &'a [CString],
-    pub(crate) environment: &'a [CString],
-    pub(crate) directory: Option<&'a CStr>,
+    pub(crate) arguments: Vec<OsString>,
+    pub(crate) environment: Vec<OsString>,
+    pub(crate) directory: Option<&'a Path>,
     pub(crate) umask: Option<u32>,
     /// What to put in the place of descriptors 0 to 2; `None` leaves the caller's.
     pub(crate) streams: [Option<BorrowedFd<'a>>; 3],
@@ -41,14 +43,20 @@ struct Shared {
 }
 
 /// Starts the program anew; gives its pid and pidfd, or the step that failed and why.
-pub(crate) fn spawn(image: &Image<'_>) -> Result<(u32, OwnedFd), (&'static str, io::Error)> {
+pub(crate) fn spawn(image: Image<'_>) -> Result<(u32, OwnedFd), (&'static str, io::Error)> {
     const STACK: usize = 64 * 1024;
+    let string = |text: OsString| CString::new(text.into_vec()).map_err(io::Error::from);
+    let strings = |texts: Vec<OsString>| texts.into_iter().map(string).collect::<io::Result<Vec<CString>>>();
+    let arguments = strings(image.arguments).map_err(|error| ("arguments", error))?;
+    let environment = strings(image.environment).map_err(|error| ("environment", error))?;
+    let directory = image.directory.map(|path| string(path.into())).transpose();
+    let directory = directory.map_err(|error| ("current directory", error))?;
     let pointers = |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).chain([null()]).collect();
     let raw = |stream: Option<BorrowedFd<'_>>| stream.map_or(-1, |stream| stream.as_raw_fd());
     let mut shared = Shared {
-        arguments: pointers(image.arguments),
-        environment: pointers(image.environment),
-        directory: image.directory.map_or(null(), CStr::as_ptr),
+        arguments: pointers(&arguments),
+        environment: pointers(&environment),
+        directory: directory.as_deref().map_or(null(), CStr::as_ptr),
         umask: image.umask,
         streams: image.streams.map(raw),
         line: image.line.as_raw_fd(),
@@ -109,7 +117,11 @@ extern "C" fn child(shared: *mut c_void) -> c_int {
                 return fail(shared, "standard streams");
             }
         }
-        let kept = if shared.line == LINE { libc::fcntl(LINE, libc::F_SETFD, 0) } else { libc::dup2(shared.line, LINE) };
+        let kept = if shared.line == LINE {
+            libc::fcntl(LINE, libc::F_SETFD, 0)
+        } else {
+            libc::dup2(shared.line, LINE)
+        };
         if kept < 0 {
             return fail(shared, "line");
         }

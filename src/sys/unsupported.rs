@@ -1,0 +1,276 @@
+//! No Linux underneath. [`constructor::is_in_place`] says so, and is asked first at every start: nothing else below is
+//! ever reached.
+
+pub(crate) mod constructor {
+    /// What a constructor would do with a marker, were there one.
+    fn on_marker(marker: &[u8]) {
+        if let Some(claim) = crate::zygote::boot::claim(marker) {
+            crate::zygote::boot::main(claim)
+        }
+    }
+
+    pub(crate) fn is_in_place() -> Result<(), String> {
+        let _: fn(&[u8]) = on_marker;
+        Err("needs Linux 5.4 or newer".into())
+    }
+}
+
+pub(crate) mod image {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::child::run::Host;
+
+    pub(crate) struct Entry {
+        pub(crate) name: fn() -> &'static str,
+        pub(crate) run: fn(&[u8], &mut dyn Host),
+    }
+
+    impl Entry {
+        pub(crate) const fn new(name: fn() -> &'static str, run: fn(&[u8], &mut dyn Host)) -> Self {
+            Self { name, run }
+        }
+
+        pub(crate) fn offset(&'static self) -> Option<u64> {
+            None
+        }
+
+        pub(crate) fn at(_: u64) -> Option<&'static Self> {
+            None
+        }
+    }
+
+    pub(crate) struct Function<A, R>(pub(crate) fn(A) -> R);
+
+    impl<A, R> Serialize for Function<A, R> {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            ().serialize(serializer)
+        }
+    }
+
+    impl<'de, A, R> Deserialize<'de> for Function<A, R> {
+        fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+            Err(serde::de::Error::custom("no such function in this program"))
+        }
+    }
+
+    pub(crate) fn anchor() -> u64 {
+        0
+    }
+}
+
+fn none<T>() -> std::io::Result<T> {
+    Err(std::io::ErrorKind::Unsupported.into())
+}
+
+pub(crate) mod io {
+    use std::io::Result;
+    use std::time::Duration;
+
+    #[cfg(unix)]
+    pub(crate) use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+    #[cfg(windows)]
+    pub(crate) use std::os::windows::io::{
+        AsHandle as AsFd, BorrowedHandle as BorrowedFd, OwnedHandle as OwnedFd,
+    };
+
+    use super::none;
+
+    pub(crate) fn above_stdio(fd: OwnedFd) -> Result<OwnedFd> {
+        Ok(fd)
+    }
+
+    pub(crate) fn line() -> Result<(OwnedFd, OwnedFd)> {
+        none()
+    }
+
+    pub(crate) fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+        none()
+    }
+
+    pub(crate) fn null() -> Result<OwnedFd> {
+        none()
+    }
+
+    pub(crate) fn open_missing_streams() {}
+
+    pub(crate) fn take_line() -> OwnedFd {
+        unreachable!("there is no child here")
+    }
+
+    pub(crate) fn send_now(_: impl AsFd, _: &[u8]) -> Result<usize> {
+        none()
+    }
+
+    pub(crate) fn send_all(_: impl AsFd, _: &[u8]) -> Result<()> {
+        none()
+    }
+
+    pub(crate) fn receive_now(_: impl AsFd, _: &mut [u8]) -> Result<usize> {
+        none()
+    }
+
+    pub(crate) fn is_readable(_: impl AsFd) -> bool {
+        false
+    }
+
+    pub(crate) fn receive(_: impl AsFd, _: &mut [u8]) -> Result<usize> {
+        none()
+    }
+
+    pub(crate) fn discard(_: impl AsFd) -> bool {
+        false
+    }
+
+    pub(crate) fn set_nonblocking(_: impl AsFd) -> Result<()> {
+        none()
+    }
+
+    pub(crate) const BELL: u64 = u64::MAX;
+
+    pub(crate) struct Poller;
+
+    impl Poller {
+        pub(crate) fn new() -> Result<Self> {
+            none()
+        }
+
+        pub(crate) fn add(&self, _: impl AsFd, _: u64, _: bool) -> Result<()> {
+            none()
+        }
+
+        pub(crate) fn modify(&self, _: impl AsFd, _: u64, _: bool) {}
+
+        pub(crate) fn remove(&self, _: impl AsFd) {}
+
+        pub(crate) fn ring(&self) {}
+
+        pub(crate) fn wait(&self, _: Option<Duration>) -> Vec<u64> {
+            Vec::new()
+        }
+    }
+}
+
+pub(crate) mod lifecycle {
+    use std::sync::atomic::{AtomicPtr, Ordering};
+
+    pub(crate) fn at_exit(_: extern "C" fn()) {}
+
+    pub(crate) fn exit(code: i32) -> ! {
+        std::process::exit(code)
+    }
+
+    pub(crate) fn exit_now(code: i32) -> ! {
+        std::process::exit(code)
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn raise(_: i32) {}
+
+    pub(crate) fn flush_streams() {}
+
+    pub(crate) fn set_name(_: &str) {}
+
+    pub(crate) fn thread_id() -> u32 {
+        0
+    }
+
+    pub(crate) fn per_process<T: Sync>(
+        slot: &'static AtomicPtr<T>,
+        _: impl Fn(&T) -> bool,
+        make: impl FnOnce() -> T,
+    ) -> &'static T {
+        let _ = slot.load(Ordering::Relaxed);
+        Box::leak(Box::new(make()))
+    }
+}
+
+pub(crate) mod pidfd {
+    use std::io::Result;
+    use std::process::ExitStatus;
+
+    use super::io::{AsFd, OwnedFd};
+    use super::none;
+
+    pub(crate) fn send_signal(_: impl AsFd, _: i32) -> Result<()> {
+        none()
+    }
+
+    pub(crate) fn reap(_: &OwnedFd) -> Option<ExitStatus> {
+        None
+    }
+
+    pub(crate) fn reap_blocking(_: &OwnedFd) {}
+
+    pub(crate) fn signal(_: ExitStatus) -> Option<i32> {
+        None
+    }
+
+    pub(crate) fn is_lost(_: ExitStatus) -> bool {
+        false
+    }
+}
+
+pub(crate) mod signals {
+    use std::time::Duration;
+
+    pub(crate) const TERM: i32 = 15;
+    pub(crate) const KILL: i32 = 9;
+    pub(crate) const CONT: i32 = 18;
+    pub(crate) const ABRT: i32 = 6;
+    #[cfg(feature = "testing")]
+    pub(crate) const STOP_SIGNAL: i32 = 19;
+
+    #[derive(Clone, Copy)]
+    pub(crate) struct Mask;
+
+    pub(crate) fn block_all() -> Mask {
+        Mask
+    }
+
+    pub(crate) fn restore(_: Mask) {}
+
+    pub(crate) fn unblock_all() {}
+
+    pub(crate) fn ignore_pipe() {}
+
+    pub(crate) fn install_stop() {}
+
+    pub(crate) fn stopped() -> bool {
+        false
+    }
+
+    pub(crate) fn sleep_until_stopped(pause: Duration) {
+        std::thread::sleep(pause);
+    }
+
+    pub(crate) fn install_guard(_: u32, _: Option<Duration>) {}
+
+    pub(crate) fn orphaned(_: i32) -> bool {
+        false
+    }
+
+    pub(crate) fn install_overflow() {}
+}
+
+pub(crate) mod spawn {
+    use std::ffi::OsString;
+    use std::io::Error;
+    use std::path::Path;
+
+    use super::io::{BorrowedFd, OwnedFd};
+
+    #[allow(dead_code)] // Filled in by the launcher, read by nobody here.
+    pub(crate) struct Image<'a> {
+        pub(crate) arguments: Vec<OsString>,
+        pub(crate) environment: Vec<OsString>,
+        pub(crate) directory: Option<&'a Path>,
+        pub(crate) umask: Option<u32>,
+        pub(crate) streams: [Option<BorrowedFd<'a>>; 3],
+        pub(crate) line: BorrowedFd<'a>,
+        pub(crate) guarded: bool,
+    }
+
+    pub(crate) fn spawn(_: Image<'_>) -> Result<(u32, OwnedFd), (&'static str, Error)> {
+        super::none().map_err(|error| ("clone", error))
+    }
+}
