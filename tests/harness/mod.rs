@@ -1,0 +1,150 @@
+//! The test harness: each behaviour runs in a process of its own, once through every launcher, within a bounded time,
+//! and ends with the check that nothing is left: no zombie, no descriptor, no thread, no process.
+//!
+//! A test runs its own binary again, for itself alone, with `OFFSPRING_TEST` in the environment. Everything that the
+//! body starts inherits that variable, so that a process which outlived its parents is found by it.
+#![allow(dead_code, unsafe_code, unreachable_pub)]
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+pub const LAUNCHERS: &[&str] = &["exec"];
+const TAG: &str = "OFFSPRING_TEST";
+
+/// Declares tests that run through the harness.
+#[macro_export]
+macro_rules! behaviour {
+    ($($(#[$meta:meta])* fn $name:ident() $body:block)*) => {$(
+        #[test]
+        $(#[$meta])*
+        fn $name() {
+            $crate::harness::run(concat!(module_path!(), "::", stringify!($name)), || $body);
+        }
+    )*};
+}
+
+/// Runs `body` in a process of its own through each launcher; in that process, runs it.
+pub fn run(path: &str, body: impl FnOnce()) {
+    if std::env::var_os(TAG).is_some() {
+        return checked(body);
+    }
+    // The test binary's own name for the test is without the crate's.
+    let name = path.split_once("::").map_or(path, |(_, name)| name);
+    for launcher in LAUNCHERS {
+        let tag = format!("{name}-{launcher}-{}", std::process::id());
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args([name, "--exact", "--nocapture", "--test-threads=1"]);
+        command.env(TAG, &tag).env("OFFSPRING_LAUNCHER", launcher).stdin(Stdio::null());
+        let output = finish(command, Duration::from_secs(120));
+        let orphans = tagged(&tag);
+        assert!(output.0, "{name} through {launcher}:\n{}", output.1);
+        assert!(output.1.contains("1 passed"), "{name} did not run:\n{}", output.1);
+        assert!(orphans.is_empty(), "{name} through {launcher} left processes: {orphans:?}\n{}", output.1);
+    }
+}
+
+/// Runs a command to its end, or kills it when the time is over; whether it succeeded, and what it printed.
+pub fn finish(mut command: Command, limit: Duration) -> (bool, String) {
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut child = command.stdout(writer.try_clone().unwrap()).stderr(writer).spawn().unwrap();
+    drop(command);
+    let pid = child.id();
+    let (done, over) = std::sync::mpsc::channel::<()>();
+    let killer = std::thread::spawn(move || {
+        // Its own child, not reaped before this thread has been joined.
+        if over.recv_timeout(limit).is_err_and(|error| error == std::sync::mpsc::RecvTimeoutError::Timeout) {
+            kill(pid, libc::SIGKILL);
+        }
+    });
+    let mut text = String::new();
+    let collector = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = reader.read_to_end(&mut bytes);
+        text.push_str(&String::from_utf8_lossy(&bytes));
+        text
+    });
+    wait_without_reaping(pid);
+    let _ = done.send(());
+    killer.join().unwrap();
+    let status = child.wait().unwrap();
+    let text = collector.join().unwrap();
+    (status.success(), format!("{text}\n{status}"))
+}
+
+fn wait_without_reaping(pid: u32) {
+    // SAFETY: a zeroed record is a valid one for waitid(2) to write into.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        libc::waitid(libc::P_PID, pid, &raw mut info, libc::WEXITED | libc::WNOWAIT);
+    }
+}
+
+/// Sends a signal to a process that this test started.
+pub fn kill(pid: u32, signal: i32) {
+    // SAFETY: kill(2) has no conditions.
+    unsafe { libc::kill(pid as i32, signal) };
+}
+
+/// The body, and then the check that it left nothing.
+fn checked(body: impl FnOnce()) {
+    // What the first use opens for good is not ours: std's and libc's own.
+    let _ = std::io::stdout();
+    let (descriptors, threads) = (entries("fd"), entries("task"));
+    body();
+    offspring::shutdown();
+    // SAFETY: null asks for no status.
+    let children = unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG | libc::__WALL) };
+    assert_eq!(children, -1, "a child is left: {children}");
+    assert_eq!(entries("fd"), descriptors, "descriptors are left");
+    // A thread that was joined is in the list until the kernel has done away with it.
+    eventually("threads are left", || entries("task").is_subset(&threads));
+}
+
+/// The names in a directory of /proc/self.
+fn entries(directory: &str) -> BTreeSet<String> {
+    let list = std::fs::read_dir(format!("/proc/self/{directory}")).unwrap();
+    // Without the descriptor that reads this very list: it is closed again by now.
+    let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+    let names: Vec<String> = list.map(name).collect();
+    names
+        .into_iter()
+        .filter(|name| std::fs::symlink_metadata(format!("/proc/self/{directory}/{name}")).is_ok())
+        .collect()
+}
+
+/// Waits for something that nothing tells of, for ten seconds at most.
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !is_so() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+/// This test's tag.
+pub fn tag() -> String {
+    std::env::var(TAG).unwrap()
+}
+
+/// Every live process with that tag in its environment, but this one.
+pub fn tagged(tag: &str) -> Vec<u32> {
+    let entry = format!("{TAG}={tag}\0");
+    let processes = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    processes
+        .filter(|pid| *pid != std::process::id() && is_alive(*pid))
+        .filter(|pid| {
+            let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment.windows(entry.len()).any(|window| window == entry.as_bytes())
+        })
+        .collect()
+}
+
+/// Whether a process of that pid exists and is no zombie.
+pub fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
