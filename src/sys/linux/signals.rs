@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use libc::{c_int, c_void};
 
+use super::spawn::LINE;
+
 /// The parent-death signal of our children: a real-time signal, so that it cannot be taken for one of the program's.
 pub(crate) const GUARD: c_int = 61;
 
@@ -141,16 +143,27 @@ pub(crate) fn install_guard(parent: u32, grace: Option<Duration>) {
     let grace = grace.map_or(u64::MAX, |grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
     GRACE.store(grace, Ordering::Relaxed);
     install(GUARD, guard, libc::SA_RESTART);
+    // The death signal says nothing when the very thread that started us executes another program. The line does: its
+    // other end closes with that, and the kernel tells by the signal asked for here (fcntl(2), F_SETSIG).
+    // SAFETY: fcntl(2) on our own line.
+    unsafe {
+        libc::fcntl(LINE, libc::F_SETOWN, libc::getpid());
+        libc::fcntl(LINE, F_SETSIG, GUARD);
+        libc::fcntl(LINE, libc::F_SETFL, libc::fcntl(LINE, libc::F_GETFL) | libc::O_ASYNC);
+    }
 }
 
-/// Whether the parent of that pid is gone. A parent outside of our pid namespace shows as 0; then the line tells.
+const F_SETSIG: c_int = 10;
+
+/// Whether the parent of that pid is gone: we have another one, or nobody has the other end of our line. (A parent that
+/// executed another program keeps its pid; one outside of our pid namespace shows as 0.)
 pub(crate) fn orphaned(parent: i32) -> bool {
     // SAFETY: getppid(2) has no conditions.
     let now = unsafe { libc::getppid() };
-    if now != 0 {
-        return now != parent;
+    if now != 0 && now != parent {
+        return true;
     }
-    let mut line = libc::pollfd { fd: super::spawn::LINE, events: 0, revents: 0 };
+    let mut line = libc::pollfd { fd: LINE, events: 0, revents: 0 };
     // SAFETY: one valid record; poll(2) is async-signal-safe.
     unsafe { libc::poll(&raw mut line, 1, 0) == 1 && line.revents & libc::POLLHUP != 0 }
 }

@@ -1,0 +1,182 @@
+//! No orphan, whatever way the parent dies. The parents here are units themselves, which start units of their own.
+#![allow(unsafe_code)]
+
+#[path = "harness/mod.rs"]
+mod harness;
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use harness::{eventually, is_alive};
+use offspring::{Offspring, Stdio, Subprocess};
+use serde::{Deserialize, Serialize};
+
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
+enum Death {
+    Kill,
+    Abort,
+    Segfault,
+    Execve,
+    ExecveFromThread,
+    Return,
+    Exit,
+    Panic,
+}
+
+/// How the grandchild takes TERM.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug)]
+enum Ear {
+    Good,
+    Deaf,
+    Stopped,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Parent(Death, Ear);
+
+impl Subprocess for Parent {
+    type Output = ();
+
+    fn run(self) {
+        if self.0 == Death::ExecveFromThread {
+            std::thread::spawn(move || self.work()).join().unwrap();
+        } else {
+            self.work();
+        }
+    }
+}
+
+impl Parent {
+    fn work(self) {
+        let mut unit = Offspring::builder(Child(self.1)).stdout(Stdio::piped()).spawn().unwrap();
+        unit.take_stdout().unwrap().read_exact(&mut [0; 5]).unwrap();
+        let pid = unit.process().unwrap().id();
+        if matches!(self.1, Ear::Stopped) {
+            unit.process().unwrap().send_signal(libc::SIGSTOP).unwrap();
+        }
+        println!("{pid}");
+        match self.0 {
+            // SAFETY: these end the process, each in its way.
+            Death::Kill => unsafe { libc::raise(libc::SIGKILL) },
+            Death::Abort => std::process::abort(),
+            // SAFETY: as above: no such page.
+            Death::Segfault => unsafe { (8 as *const i32).read_volatile() },
+            Death::Execve | Death::ExecveFromThread => {
+                use std::os::unix::process::CommandExt;
+                panic!("{}", std::process::Command::new("/bin/sleep").arg("3600").exec());
+            }
+            Death::Return => return drop(unit),
+            Death::Exit => std::process::exit(4),
+            Death::Panic => panic!("out"),
+        };
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Child(Ear);
+
+impl Subprocess for Child {
+    type Output = ();
+    const SHUTDOWN_TIMEOUT: Option<Duration> = Some(Duration::from_millis(50));
+
+    fn run(self) {
+        if matches!(self.0, Ear::Deaf) {
+            // SAFETY: sets a disposition.
+            unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
+        }
+        println!("here");
+        loop {
+            std::thread::sleep(Duration::from_secs(3600));
+        }
+    }
+}
+
+/// Lets a parent die; gives its grandchild's pid, once the parent has died or executed something else.
+fn die(how: Death, ear: Ear) {
+    let mut parent =
+        Offspring::builder(Parent(how, ear)).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(parent.take_stdout().unwrap()).read_line(&mut line).unwrap();
+    let pid = line.trim().parse().unwrap();
+    eventually("an orphan is left", || !is_alive(pid));
+    match how {
+        Death::Return => parent.wait().unwrap(),
+        Death::Execve | Death::ExecveFromThread => drop(parent.shutdown().unwrap()),
+        _ => drop(parent.wait().unwrap_err()),
+    }
+}
+
+const DEATHS: [Death; 8] = [
+    Death::Kill,
+    Death::Abort,
+    Death::Segfault,
+    Death::Execve,
+    Death::ExecveFromThread,
+    Death::Return,
+    Death::Exit,
+    Death::Panic,
+];
+
+/// Waits until a file is there, then leaves a mark.
+#[derive(Serialize, Deserialize)]
+struct Promised(PathBuf);
+
+impl Subprocess for Promised {
+    type Output = ();
+    const TERMINATE_ON_SHUTDOWN: bool = false;
+
+    fn run(self) {
+        println!("here");
+        eventually("no word", || self.0.join("go").exists());
+        std::fs::write(self.0.join("done"), "").unwrap();
+    }
+}
+
+behaviour! {
+    fn units_that_obey_term_end_with_their_parent() {
+        for how in DEATHS {
+            die(how, Ear::Good);
+        }
+    }
+
+    fn units_that_are_deaf_to_term_end_after_the_grace() {
+        for how in DEATHS {
+            die(how, Ear::Deaf);
+        }
+    }
+
+    fn a_stopped_unit_ends_when_its_parent_exits() {
+        for how in [Death::Return, Death::Exit, Death::Panic] {
+            die(how, Ear::Stopped);
+        }
+    }
+
+    fn a_unit_that_is_not_to_be_terminated_outlives_its_parent_and_ends() {
+        let directory = std::env::temp_dir().join(harness::tag());
+        std::fs::create_dir(&directory).unwrap();
+        let parent = offspring::spawn(directory.clone(), |directory: PathBuf| {
+            let mut unit = Offspring::builder(Promised(directory)).stdout(Stdio::piped()).spawn().unwrap();
+            unit.take_stdout().unwrap().read_exact(&mut [0; 5]).unwrap();
+            harness::kill(std::process::id(), libc::SIGKILL);
+        });
+        assert!(parent.unwrap().wait().is_err());
+        assert_eq!(harness::tagged(&harness::tag()).len(), 1, "it did not outlive its parent");
+        std::fs::write(directory.join("go"), "").unwrap();
+        eventually("it did not run to its end", || directory.join("done").exists());
+        eventually("it did not end", || harness::tagged(&harness::tag()).is_empty());
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    fn the_end_of_the_thread_that_started_a_unit_does_it_no_harm() {
+        let unit = std::thread::spawn(|| {
+            offspring::spawn((), |()| {
+                let mut line = String::new();
+                std::io::stdin().read_line(&mut line).unwrap();
+                std::thread::sleep(Duration::from_millis(50));
+                7
+            })
+        });
+        assert_eq!(unit.join().unwrap().unwrap().wait().unwrap(), 7);
+    }
+}
