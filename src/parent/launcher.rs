@@ -51,7 +51,7 @@ pub(crate) fn start(order: Order) -> Result<Started, Error> {
     let subject = order.subject();
     let failed = |step: &str, error: io::Error| Error::start(&subject, step, error);
     step("launch");
-    constructor::is_in_place().map_err(|why| Error::new(ErrorKind::Unsupported, &subject, &why))?;
+    constructor::is_in_place().map_err(|error| failed("this program", error))?;
     let entry = order.entry.offset().ok_or_else(|| {
         Error::new(
             ErrorKind::Unsupported,

@@ -9,9 +9,9 @@ pub(crate) mod constructor {
         }
     }
 
-    pub(crate) fn is_in_place() -> Result<(), String> {
+    pub(crate) fn is_in_place() -> std::io::Result<()> {
         let _: fn(&[u8]) = on_marker;
-        Err("needs Linux 5.4 or newer".into())
+        Err(std::io::Error::new(std::io::ErrorKind::Unsupported, "needs Linux 5.4 or newer"))
     }
 }
 

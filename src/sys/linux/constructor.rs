@@ -5,6 +5,7 @@
 //! other crates) are called first, as the loader would have done.
 
 use std::ffi::{CStr, c_char, c_int};
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::image;
@@ -32,16 +33,22 @@ extern "C" fn constructor(argc: c_int, argv: *const *const c_char, envp: *const 
 }
 
 /// Whether a re-executed copy of this program would come to us before `main`, or why not.
-pub(crate) fn is_in_place() -> Result<(), String> {
+pub(crate) fn is_in_place() -> io::Result<()> {
+    static PROVED: AtomicBool = AtomicBool::new(false);
+    if PROVED.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    let refuse = |why| Err(io::Error::new(io::ErrorKind::Unsupported, why));
     if is_privileged() {
-        return Err(
-            "the program runs with raised privileges (set-user-id, set-group-id or file capabilities)".into(),
+        return refuse(
+            "the program runs with raised privileges (set-user-id, set-group-id or file capabilities)",
         );
     }
     image::is_the_executable()?;
     if !RAN.load(Ordering::Relaxed) || image::constructors_after(&raw const CONSTRUCTOR).is_none() {
-        return Err("the crate's constructor is missing from the program".into());
+        return refuse("the crate's constructor is missing from the program");
     }
+    PROVED.store(true, Ordering::Relaxed);
     Ok(())
 }
 

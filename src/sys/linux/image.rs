@@ -4,6 +4,7 @@
 //! its distance from the start of the image, and the child finds it at the same distance in its own.
 
 use std::ffi::{c_int, c_void};
+use std::io;
 use std::mem::{align_of, size_of};
 use std::sync::OnceLock;
 
@@ -179,17 +180,18 @@ fn find() -> Option<Image> {
 ///
 /// The kernel's own auxiliary vector says where the headers of the file that it executed were mapped. The one in
 /// memory will not do: a loader that was started by hand (`ld.so ./program`) rewrites it.
-pub(crate) fn is_the_executable() -> Result<(), String> {
-    let image = image().ok_or("this program's image cannot be found in memory")?;
-    let vector =
-        std::fs::read("/proc/self/auxv").map_err(|error| format!("cannot read /proc/self/auxv: {error}"))?;
+pub(crate) fn is_the_executable() -> io::Result<()> {
+    let refuse = |why| Err(io::Error::new(io::ErrorKind::Unsupported, why));
+    let Some(image) = image() else { return refuse("this program's image cannot be found in memory") };
+    let vector = std::fs::read("/proc/self/auxv")
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot read /proc/self/auxv: {error}")))?;
     let headers = vector.chunks_exact(2 * size_of::<usize>()).find_map(|pair| {
         let (tag, value) = pair.split_at(size_of::<usize>());
         let word = |bytes: &[u8]| usize::from_ne_bytes(bytes.try_into().unwrap_or_default());
         (word(tag) == libc::AT_PHDR as usize).then(|| word(value))
     });
     if headers != Some(image.headers) {
-        return Err("the crate is linked into a shared library that another program loaded".into());
+        return refuse("the crate is linked into a shared library that another program loaded");
     }
     Ok(())
 }

@@ -207,9 +207,15 @@ pub(crate) fn install_overflow() {
                 libc::abort();
             }
         }
-        // Not ours: the default action, by running the faulting instruction once more.
-        // SAFETY: sets a disposition.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // Not ours: the default action, by running the faulting instruction once more; or, if it was no fault but sent by
+        // somebody, by sending it again (it stays pending until we return).
+        // SAFETY: sets a disposition; raise(3) is async-signal-safe; the record is valid.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            if (*info).si_code <= 0 {
+                libc::raise(signal);
+            }
+        }
     }
     const SIZE: usize = 64 * 1024;
     const GUARD_PAGES: usize = 1 << 20;
