@@ -6,21 +6,12 @@
 
 #[cfg(feature = "testing")]
 mod armed {
-    use std::sync::OnceLock;
-
     use crate::sys::{lifecycle, signals};
 
-    static WHO: OnceLock<&'static str> = OnceLock::new();
-
-    pub(crate) fn arm(process: &'static str) {
-        let _ = WHO.set(process);
-    }
-
-    pub(crate) fn step(name: &str) {
+    pub(crate) fn step(process: &str, name: &str) {
         let Ok(wish) = std::env::var("OFFSPRING_STEP") else { return };
-        let who = WHO.get().copied().unwrap_or("parent");
         let mut parts = wish.split(':');
-        if parts.next() != Some(who) || parts.next() != Some(name) {
+        if parts.next() != Some(process) || parts.next() != Some(name) {
             return;
         }
         match parts.next() {
@@ -35,8 +26,7 @@ mod armed {
 
 #[cfg(not(feature = "testing"))]
 mod armed {
-    pub(crate) fn arm(_: &'static str) {}
-    pub(crate) fn step(_: &str) {}
+    pub(crate) fn step(_: &str, _: &str) {}
 }
 
-pub(crate) use armed::{arm, step};
+pub(crate) use armed::step;

@@ -4,7 +4,7 @@ pub(crate) mod panic;
 pub(crate) mod run;
 pub(crate) mod tick;
 
-use crate::hook::{self, step};
+use crate::hook::step;
 use crate::sys;
 use crate::sys::image::Entry;
 use crate::wire::codec;
@@ -15,8 +15,7 @@ use run::{Host, Line};
 
 /// Sets the process up as `main` would find it, receives the unit, runs it, ends.
 pub(crate) fn main(claim: Claim) -> ! {
-    hook::arm("child");
-    step("boot");
+    step("child", "boot");
     // 1. What Rust's runtime would have done before `main`: open streams, SIGPIPE, the overflow handler.
     sys::io::open_missing_streams();
     sys::signals::ignore_pipe();
@@ -28,7 +27,7 @@ pub(crate) fn main(claim: Claim) -> ! {
         // The parent has gone, or this is not its line: there is nobody to tell.
         None => sys::lifecycle::exit_now(0),
     };
-    step("received");
+    step("child", "received");
     // 3. Our names: in `ps`, and in the words of a panic.
     sys::lifecycle::set_name(start.name.rsplit("::").next().unwrap_or(&start.name));
     panic::install(&line, &start.name);
@@ -40,7 +39,7 @@ pub(crate) fn main(claim: Claim) -> ! {
         }
     }
     // 5. The unit. What it does with signals is its own affair from here on; a loop sets its handlers first.
-    step("setup");
+    step("child", "setup");
     match Entry::at(start.entry).filter(|entry| (entry.name)() == start.type_name) {
         Some(entry) => (entry.run)(&unit, &mut line),
         None => {

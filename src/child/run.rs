@@ -16,8 +16,10 @@ use crate::wire::message::{Failed, Panicked, Step};
 
 /// What a running unit needs from the process around it.
 pub(crate) trait Host {
-    /// The unit is about to run. A loop's handlers are in place before this is said.
-    fn ready(&mut self, is_loop: bool);
+    /// The unit's own code is about to be called for the first time: lets signals through, a loop's to its handlers.
+    fn open(&mut self, is_loop: bool);
+    /// The unit is about to run.
+    fn ready(&mut self);
     fn value(&mut self, bytes: Vec<u8>);
     fn panicked(&mut self, panic: Panicked);
     fn failed(&mut self, step: Step, why: String);
@@ -29,18 +31,19 @@ pub(crate) const fn entry<T: Subprocess>() -> &'static Entry {
 }
 
 fn run<T: Subprocess>(bytes: &[u8], host: &mut dyn Host) {
+    host.open(T::LOOPS);
     let unit = match panic::caught(|| codec::decode::<T>(bytes)) {
         Ok(Ok(unit)) => unit,
         Ok(Err(error)) => return host.failed(Step::Decode, error.to_string()),
         Err(panic) => return host.panicked(panic),
     };
-    host.ready(T::LOOPS);
-    step("ready");
+    host.ready();
+    step("child", "ready");
     let output = match panic::caught(|| unit.run()) {
         Ok(output) => output,
         Err(panic) => return host.panicked(panic),
     };
-    step("ran");
+    step("child", "ran");
     match panic::caught(|| codec::encode(&output)) {
         Ok(Ok(bytes)) => host.value(bytes),
         Ok(Err(error)) => host.failed(Step::Encode, error.to_string()),
@@ -91,26 +94,29 @@ impl Line {
             sys::lifecycle::flush_streams();
             sys::lifecycle::exit_now(0);
         }
-        step("end");
+        step("child", "end");
         sys::lifecycle::exit(0)
     }
 
     fn finish(&self, kind: Kind, body: &[u8]) {
         // Before the last word, so that what the unit printed is out when its result is home.
         sys::lifecycle::flush_streams();
-        step("result");
+        step("child", "result");
         self.send(kind, body);
-        step("sent");
+        step("child", "sent");
     }
 }
 
 impl Host for Line {
-    fn ready(&mut self, is_loop: bool) {
+    fn open(&mut self, is_loop: bool) {
         if is_loop {
             sys::signals::install_stop();
         }
-        self.send(Kind::Ready, &[]);
         sys::signals::unblock_all();
+    }
+
+    fn ready(&mut self) {
+        self.send(Kind::Ready, &[]);
     }
 
     fn value(&mut self, bytes: Vec<u8>) {

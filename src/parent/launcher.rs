@@ -14,7 +14,7 @@ use super::table::{Life, Terms};
 use super::unit::Unit;
 use crate::builder::{Settings, Stream};
 use crate::error::{Error, ErrorKind, Subject};
-use crate::hook::step;
+use crate::hook;
 use crate::sys::image::{self, Entry};
 use crate::sys::io::{AsFd, OwnedFd};
 use crate::sys::{constructor, io as sysio, pidfd, signals, spawn};
@@ -50,7 +50,7 @@ pub(crate) struct Started {
 pub(crate) fn start(order: Order) -> Result<Started, Error> {
     let subject = order.subject();
     let failed = |step: &str, error: io::Error| Error::start(&subject, step, error);
-    step("launch");
+    hook::step("parent", "launch");
     constructor::is_in_place().map_err(|error| failed("this program", error))?;
     let entry = order.entry.offset().ok_or_else(|| {
         Error::new(
@@ -76,7 +76,7 @@ pub(crate) fn start(order: Order) -> Result<Started, Error> {
     };
     let (ours, theirs) = sysio::line().map_err(|error| failed("socketpair", error))?;
     let (child, pipes) = execute(&order, &claim, theirs).map_err(|(step, error)| failed(step, error))?;
-    step("launched");
+    hook::step("parent", "launched");
     let message = Start {
         nonce: claim.nonce,
         parent: claim.parent,
@@ -91,7 +91,7 @@ pub(crate) fn start(order: Order) -> Result<Started, Error> {
     let unit =
         watch(&starting, name, child, ours, frames.unwrap_or_default(), Life::new(terms, Instant::now()));
     let unit = unit.map_err(|error| failed("epoll", error))?;
-    step("queued");
+    hook::step("parent", "queued");
     if order.wait_for_child {
         unit.wait_ready();
     }

@@ -124,7 +124,8 @@ fn end(why: Why, for_good: bool) {
     let here = lifecycle::thread_id();
     let on_reaper = |runtime: &Runtime| runtime.reaper.load(Ordering::SeqCst) == here;
     // A waker may call us on the reaper's own thread. There, nobody can be waited for but by doing the work.
-    if let Some(runtime) = lock(&process.runtime).clone().filter(|runtime| on_reaper(runtime)) {
+    let own = lock(&process.runtime).clone().filter(|runtime| on_reaper(runtime));
+    if let Some(runtime) = own {
         runtime.close(why);
         if for_good {
             reaper::work(&runtime);
@@ -135,7 +136,8 @@ fn end(why: Why, for_good: bool) {
     let _first = lock(&process.shutting_down);
     let Some(runtime) = lock(&process.runtime).take() else { return };
     runtime.close(why);
-    if let Some(thread) = lock(&runtime.thread).take() {
+    let thread = lock(&runtime.thread).take();
+    if let Some(thread) = thread {
         let _ = thread.join();
     }
 }

@@ -58,11 +58,17 @@ pub(crate) fn unblock_all() {
 /// Every signal back to its default action. Safe to call between `clone` and `exec`.
 pub(super) fn default_all() {
     for signal in 1..=64 {
-        // SAFETY: sigaction(2) with a zeroed record means SIG_DFL, no flags, empty mask; it refuses KILL, STOP and
-        // libc's own signals, which is as well.
+        // The system call itself, for sigaction(3) leaves out libc's own two signals, which may be ignored as well.
+        // SAFETY: a zeroed record (the kernel's has four words at most) means SIG_DFL, no flags, empty mask; KILL and
+        // STOP are refused, which is as well.
         unsafe {
-            let action: libc::sigaction = zeroed();
-            libc::sigaction(signal, &raw const action, null_mut());
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                [0_u64; 4].as_ptr(),
+                null_mut::<u64>(),
+                size_of::<u64>(),
+            );
         }
     }
 }
