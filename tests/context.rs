@@ -181,7 +181,9 @@ behaviour! {
                 }
                 assert_eq!(view.unwrap().descriptors, ["0", "1", "2", "3"], "{closed:b}");
             }
-            kept.map(|copy| libc::close(copy));
+            for copy in kept {
+                libc::close(copy);
+            }
         }
     }
 

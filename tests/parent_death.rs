@@ -66,7 +66,10 @@ impl Parent {
                 use std::os::unix::process::CommandExt;
                 panic!("{}", std::process::Command::new("/bin/sleep").arg("3600").exec());
             }
-            Death::Return => return drop(unit),
+            Death::Return => {
+                drop(unit);
+                0
+            }
             Death::Exit => std::process::exit(4),
             Death::Panic => panic!("out"),
         };

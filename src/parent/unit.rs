@@ -131,13 +131,15 @@ impl Unit {
 
     /// Looks at the end, if it has come; else leaves a waker to be called then.
     pub(crate) fn poll<R>(&self, waker: Option<&Waker>, look: impl FnOnce(&mut End) -> R) -> Option<R> {
+        // The executor's code, which is not to run under our lock: neither to clone a waker nor to drop the one before.
+        let waker = waker.cloned();
         let mut state = lock(&self.state);
         if let Some(end) = &mut state.end {
             return Some(look(end));
         }
-        if let Some(waker) = waker {
-            state.waker = Some(waker.clone());
-        }
+        let before = if waker.is_some() { std::mem::replace(&mut state.waker, waker) } else { None };
+        drop(state);
+        drop(before);
         None
     }
 
