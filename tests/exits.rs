@@ -64,13 +64,8 @@ fn role(role: &str) {
     DESTROYED.with(|_| ());
     // A thread that waits while the process exits.
     std::thread::spawn(move || {
-        println!(
-            "waiter: {}",
-            kind(first.wait().map_err(|error| {
-                assert_eq!(error.kind(), ErrorKind::ShuttingDown);
-                error
-            }))
-        )
+        let waited = first.wait().inspect_err(|error| assert_eq!(error.kind(), ErrorKind::ShuttingDown));
+        println!("waiter: {}", kind(waited));
     });
     match role {
         "return" => {}
