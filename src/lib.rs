@@ -1,4 +1,4 @@
-//! Run a unit of work, a method on an object, in a child process.
+#![doc = include_str!("guide.md")]
 
 // What a user writes
 mod subprocess;

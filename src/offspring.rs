@@ -206,6 +206,7 @@ impl<R> Offspring<R> {
 
     fn wait_at_most(&mut self, deadline: Option<Option<Instant>>) -> Result<Option<R>, Error> {
         let process = self.checked()?;
+        self.may_block(&process)?;
         if process.0.wait_until(deadline.flatten()) { self.look(None).unwrap_or(Ok(None)) } else { Ok(None) }
     }
 
@@ -223,6 +224,7 @@ impl<R> Offspring<R> {
         self.release_pipes();
         let process = self.checked()?;
         process.0.ask_to_end(Why::Shutdown);
+        self.may_block(&process)?;
         process.0.wait_until(None);
         let was_ended = process.0.poll(None, was_ended).unwrap_or(false);
         if was_ended { Ok(None) } else { self.look(None).unwrap_or(Ok(None)) }
@@ -254,6 +256,14 @@ impl<R> Offspring<R> {
 
     fn taken(&self) -> Error {
         self.error(ErrorKind::Taken, "its result has been given already")
+    }
+
+    /// A waker is called by the thread that tells of ends: to wait for one there would be for ever.
+    fn may_block(&self, process: &Process) -> Result<(), Error> {
+        if process.is_alive() && process.0.is_awaited_by_its_reaper() {
+            return Err(self.error(ErrorKind::Unsupported, "cannot be waited for in a waker"));
+        }
+        Ok(())
     }
 
     /// The process, if waiting for it makes sense.

@@ -76,6 +76,22 @@ behaviour! {
         assert_eq!(spawn(1, |n: u32| n).unwrap().wait().unwrap(), 1);
     }
 
+    fn what_would_block_in_a_waker_is_an_error() {
+        struct Blocks(std::sync::mpsc::SyncSender<ErrorKind>);
+        impl Wake for Blocks {
+            fn wake(self: Arc<Self>) {
+                let error = spawn((), sleep).unwrap().wait().unwrap_err();
+                self.0.send(error.kind()).unwrap();
+            }
+        }
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        let mut unit = spawn((), sleep).unwrap();
+        let waker = Waker::from(Arc::new(Blocks(sender)));
+        assert!(pin!(&mut unit).poll(&mut Context::from_waker(&waker)).is_pending());
+        unit.process().unwrap().kill().unwrap();
+        assert_eq!(receiver.recv().unwrap(), ErrorKind::Unsupported);
+    }
+
     fn a_waker_may_shut_everything_down() {
         struct Last;
         impl Wake for Last {

@@ -155,9 +155,12 @@ behaviour! {
     }
 
     fn a_loop_is_a_unit_of_its_own_kind_in_the_same_vec() {
-        let mut units = vec![start(Talker { breaks_after: Some(1), ..Talker::default() }).unit];
+        let Running { unit, lines } = start(Talker { breaks_after: Some(1), ..Talker::default() });
+        let mut units = vec![unit];
         units.push(offspring::spawn((), |()| (false, 0)).unwrap());
         let results: Vec<_> = units.into_iter().map(|unit| unit.wait().unwrap()).collect();
         assert_eq!(results, [(true, 1), (false, 0)]);
+        // What it prints needs a reader until its end.
+        drop(lines);
     }
 }

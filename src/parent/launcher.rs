@@ -74,9 +74,10 @@ pub(crate) fn start(order: Order) -> Result<Started, Error> {
         start_timeout: order.settings.start_timeout,
         timeout: order.settings.timeout,
     };
-    let (ours, theirs) = sysio::line().map_err(|error| failed("socketpair", error))?;
-    let (child, pipes) = execute(&order, &claim, theirs).map_err(|(step, error)| failed(step, error))?;
-    hook::step("parent", "launched");
+    if order.wait_for_child && starting.runtime.is_here() {
+        let what = "cannot be started from a waker: its start waits for the thread that calls wakers";
+        return Err(Error::new(ErrorKind::Unsupported, &subject, what));
+    }
     let message = Start {
         nonce: claim.nonce,
         parent: claim.parent,
@@ -86,10 +87,12 @@ pub(crate) fn start(order: Order) -> Result<Started, Error> {
         guard: order.terminate.then_some(Guard { grace: order.settings.shutdown_timeout }),
     };
     let name = message.name.clone();
-    let frames = codec::encode(&message)
-        .map(|message| vec![encode(Kind::Start, &message), encode(Kind::Unit, &order.bytes)]);
-    let unit =
-        watch(&starting, name, child, ours, frames.unwrap_or_default(), Life::new(terms, Instant::now()));
+    let message = codec::encode(&message).map_err(|error| failed("its terms", io::Error::other(error)))?;
+    let (ours, theirs) = sysio::line().map_err(|error| failed("socketpair", error))?;
+    let (child, pipes) = execute(&order, &claim, theirs).map_err(|(step, error)| failed(step, error))?;
+    hook::step("parent", "launched");
+    let frames = vec![encode(Kind::Start, &message), encode(Kind::Unit, &order.bytes)];
+    let unit = watch(&starting, name, child, ours, frames, Life::new(terms, Instant::now()));
     let unit = unit.map_err(|error| failed("epoll", error))?;
     hook::step("parent", "queued");
     if order.wait_for_child {

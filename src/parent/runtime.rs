@@ -121,10 +121,8 @@ fn end(why: Why, for_good: bool) {
     if for_good {
         process.closing.store(true, Ordering::SeqCst);
     }
-    let here = lifecycle::thread_id();
-    let on_reaper = |runtime: &Runtime| runtime.reaper.load(Ordering::SeqCst) == here;
     // A waker may call us on the reaper's own thread. There, nobody can be waited for but by doing the work.
-    let own = lock(&process.runtime).clone().filter(|runtime| on_reaper(runtime));
+    let own = lock(&process.runtime).clone().filter(|runtime| runtime.is_here());
     if let Some(runtime) = own {
         runtime.close(why);
         if for_good {
@@ -174,6 +172,11 @@ impl Runtime {
             unit.ask_to_end(why);
         }
         self.poller.ring();
+    }
+
+    /// Whether the caller is the reaper itself: a waker that it calls.
+    pub(crate) fn is_here(&self) -> bool {
+        self.reaper.load(Ordering::SeqCst) == lifecycle::thread_id()
     }
 
     pub(crate) fn next_id(&self) -> u64 {

@@ -89,6 +89,11 @@ impl Unit {
         }
     }
 
+    /// Whether the caller is the thread that would have to tell of its end: a waker.
+    pub(crate) fn is_awaited_by_its_reaper(&self) -> bool {
+        self.runtime.upgrade().is_some_and(|runtime| runtime.is_here())
+    }
+
     /// Whether this process is its parent, or only a fork's copy of it.
     pub(crate) fn is_ours(&self) -> bool {
         self.owner == std::process::id()

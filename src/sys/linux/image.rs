@@ -102,7 +102,7 @@ impl Image {
     fn holds(&self, address: usize, length: usize, code: bool) -> bool {
         let end = address.checked_add(length);
         self.segments.iter().any(|&(low, high, executable)| {
-            low <= address && end.is_some_and(|end| end <= high) && executable == code
+            low <= address && end.is_some_and(|end| end <= high) && (executable || !code)
         })
     }
 }

@@ -55,6 +55,14 @@ pub(crate) fn unblock_all() {
     set_mask(Mask(0));
 }
 
+/// Blocks in a new child, until its unit is called, what is to find its handlers in place, or the unit itself: the guard,
+/// TERM and INT. No other, for the mask is inherited by threads that a library's constructor may start.
+pub(super) fn block_until_open() {
+    set_mask(Mask(
+        [GUARD, libc::SIGTERM, libc::SIGINT].iter().fold(0, |mask, signal| mask | 1 << (signal - 1)),
+    ));
+}
+
 /// Every signal back to its default action. Safe to call between `clone` and `exec`.
 pub(super) fn default_all() {
     for signal in 1..=64 {

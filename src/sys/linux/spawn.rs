@@ -2,7 +2,7 @@
 //! so that its price does not grow with the parent.
 //!
 //! Written by hand for what std and posix_spawn lack: a pidfd from the kernel with the child (no window in which the
-//! pid could be somebody else's), every signal blocked until the child has its handlers, the death signal set before
+//! pid could be somebody else's), the signals that matter blocked until the child has its handlers, the death signal set before
 //! the `exec`, the other descriptors closed, and the name of the step that failed.
 
 use std::ffi::{CStr, CString, OsString, c_char, c_int, c_void};
@@ -104,9 +104,11 @@ extern "C" fn child(shared: *mut c_void) -> c_int {
     // SAFETY: plain system calls with valid pointers; the tables of handlers, descriptors, directory and umask that
     // they change are the child's own (neither CLONE_SIGHAND, CLONE_FILES nor CLONE_FS was asked for).
     unsafe {
-        // 1. Signals: default actions; what the program ignores or handles is its own affair.
+        // 1. Signals: default actions; what the program ignores or handles is its own affair. From here on none can run
+        //    a handler of the program, so that all may come but those that are to find one of ours.
         signals::default_all();
-        // 2. The guard: pending until the child's handler is in place, for all is blocked, and kept over exec.
+        signals::block_until_open();
+        // 2. The guard: pending until the child's handler is in place, and kept over exec.
         if shared.guarded && libc::prctl(libc::PR_SET_PDEATHSIG, GUARD) != 0 {
             return fail(shared, "death signal");
         }
@@ -127,7 +129,7 @@ extern "C" fn child(shared: *mut c_void) -> c_int {
         }
         if libc::syscall(libc::SYS_close_range, LINE + 1, c_int::MAX, 0) != 0 {
             // Before Linux 5.9.
-            for descriptor in LINE + 1..libc::sysconf(libc::_SC_OPEN_MAX).clamp(0, 1 << 16) as c_int {
+            for descriptor in LINE + 1..libc::sysconf(libc::_SC_OPEN_MAX).clamp(0, 1 << 20) as c_int {
                 libc::close(descriptor);
             }
         }
