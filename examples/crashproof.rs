@@ -1,0 +1,76 @@
+//! Six units of work, five of which end badly. The parent reports each in a line, and goes on.
+//!
+//! Shows that whatever becomes of a child, its parent learns how it ended, and lives.
+//!
+//! `cargo run --release --example crashproof`
+
+// To crash for real.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_char};
+use std::hint::black_box;
+use std::time::Duration;
+
+use offspring::{Offspring, Stdio, Subprocess};
+use serde::{Deserialize, Serialize};
+
+/// The unit of work, and what will become of it.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+enum Stunt {
+    Segfault,
+    Overflow,
+    Hang,
+    Panic,
+    Exit,
+    Succeed,
+}
+
+impl Subprocess for Stunt {
+    type Output = usize;
+
+    /// In the child.
+    fn run(self) -> usize {
+        match self {
+            Stunt::Segfault => length(black_box(std::ptr::null())),
+            Stunt::Overflow => depth(0),
+            Stunt::Hang => loop {
+                std::thread::park();
+            },
+            Stunt::Panic => panic!("what a pity"),
+            Stunt::Exit => std::process::exit(3),
+            Stunt::Succeed => 42,
+        }
+    }
+}
+
+/// As somebody's binding to a C library might have it.
+fn length(text: *const c_char) -> usize {
+    // SAFETY: none, which is the point. The pointer is null, the C library reads what it points to, and the kernel
+    // ends the process (nothing is mapped at address 0) before anything can be made of the result.
+    unsafe { CStr::from_ptr(text) }.count_bytes()
+}
+
+/// Calls itself until the stack is full.
+fn depth(above: usize) -> usize {
+    let frame = black_box([above; 64]);
+    if frame[0] == usize::MAX { 0 } else { depth(above + 1) + frame[1] }
+}
+
+fn main() {
+    let stunts = [Stunt::Segfault, Stunt::Overflow, Stunt::Hang, Stunt::Panic, Stunt::Exit, Stunt::Succeed];
+    // All at once. None may take longer than three seconds; what they say themselves is of no interest here.
+    let start = |stunt| {
+        let builder = Offspring::builder(stunt).name(format!("{stunt:?}"));
+        builder.timeout(Duration::from_secs(3)).stderr(Stdio::null()).spawn()
+    };
+    let units: Vec<_> = stunts.into_iter().map(start).collect();
+    for (stunt, unit) in stunts.into_iter().zip(units) {
+        print!("{:<9} ", format!("{stunt:?}"));
+        match unit.and_then(Offspring::wait) {
+            Ok(value) => println!("gave {value}"),
+            // Which unit, its pid, and what became of it; `kind`, `panic` and `death` tell a program the same.
+            Err(error) => println!("{error}"),
+        }
+    }
+    println!("The parent lives.");
+}

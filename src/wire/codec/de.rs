@@ -1,0 +1,449 @@
+//! Decoding. `rmp-serde` reads; the adapter around it takes the marks off, hands the rest through, and counts.
+
+use super::{DEPTH, I128, SOME, U8S, U128};
+use rmp_serde::decode::{Deserializer as Rmp, Error, ReadRefReader};
+use serde::de::{
+    self, DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Error as _, IgnoredAny, MapAccess,
+    SeqAccess, VariantAccess, Visitor,
+};
+use serde::forward_to_deserialize_any;
+use std::{cell::Cell, fmt, marker::PhantomData, slice};
+
+type Reader<'de> = Rmp<ReadRefReader<'de, [u8]>>;
+
+pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    whole(bytes, Room { depth: DEPTH, bytes: bytes.len() }, |decoder| T::deserialize(decoder))
+}
+
+/// Reads one value, which must be all there is.
+fn whole<'de, T>(
+    bytes: &'de [u8],
+    room: Room,
+    read: impl FnOnce(Decoder<&mut Reader<'de>>) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let mut reader = Rmp::from_read_ref(bytes);
+    let value = read(Decoder { inner: &mut reader, room, in_some: false })?;
+    // The reader does not tell where it stands; but at the end, and only there, it finds no further marker.
+    match reader.deserialize_bool(IgnoredAny) {
+        Err(Error::InvalidMarkerRead(_)) => Ok(value),
+        _ => Err(Error::custom("there are bytes left after the end of the value")),
+    }
+}
+
+/// What a value may still take.
+#[derive(Clone, Copy)]
+struct Room {
+    /// How many levels may still be opened.
+    depth: usize,
+    /// No fewer than the bytes that are left for it, and so for elements: each takes at least one.
+    bytes: usize,
+}
+
+impl Room {
+    fn deeper<E: de::Error>(self) -> Result<Self, E> {
+        match self.depth.checked_sub(1) {
+            Some(depth) => Ok(Room { depth, ..self }),
+            None => Err(E::custom(format_args!("nested deeper than {DEPTH} levels"))),
+        }
+    }
+
+    /// The room within a compound of so many parts. What its siblings take at the least is not there for a part:
+    /// so the lengths that are believed, of all compounds open at a time, add up to the input's length at most.
+    fn within<E: de::Error>(self, parts: Option<usize>) -> Result<Self, E> {
+        let parts = parts.unwrap_or(0);
+        let room = self.deeper()?;
+        match room.bytes.checked_sub(parts) {
+            Some(bytes) => Ok(Room { bytes, ..room }),
+            None => {
+                Err(E::custom(format_args!("{parts} parts are announced, but there are not as many bytes")))
+            }
+        }
+    }
+}
+
+/// Decodes one value.
+pub(super) struct Decoder<D> {
+    inner: D,
+    room: Room,
+    /// The value is the content of a `Some`: if it is nil or a `Some`, the mark around it is that `Some`'s.
+    in_some: bool,
+}
+
+impl<D> Decoder<D> {
+    fn wrap<V>(visitor: V, room: Room, in_some: bool) -> Wrapped<V> {
+        Wrapped { visitor, room, in_some }
+    }
+}
+
+macro_rules! hand_through {
+    ($($method:ident($($arg:ident: $ty:ty),*) => $inner:ident,)*) => {$(
+        #[inline]
+        fn $method<V: Visitor<'de>>(self, $($arg: $ty,)* visitor: V) -> Result<V::Value, D::Error> {
+            self.inner.$inner($($arg,)* Self::wrap(visitor, self.room, self.in_some))
+        }
+    )*};
+}
+
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for Decoder<D> {
+    type Error = D::Error;
+
+    fn is_human_readable(&self) -> bool {
+        true
+    }
+
+    hand_through! {
+        deserialize_any() => deserialize_any,
+        deserialize_bool() => deserialize_bool,
+        deserialize_i8() => deserialize_i8,
+        deserialize_i16() => deserialize_i16,
+        deserialize_i32() => deserialize_i32,
+        deserialize_i64() => deserialize_i64,
+        deserialize_i128() => deserialize_any,
+        deserialize_u8() => deserialize_u8,
+        deserialize_u16() => deserialize_u16,
+        deserialize_u32() => deserialize_u32,
+        deserialize_u64() => deserialize_u64,
+        deserialize_u128() => deserialize_any,
+        deserialize_f32() => deserialize_f32,
+        deserialize_f64() => deserialize_f64,
+        deserialize_char() => deserialize_char,
+        deserialize_str() => deserialize_str,
+        deserialize_string() => deserialize_string,
+        deserialize_bytes() => deserialize_bytes,
+        deserialize_byte_buf() => deserialize_byte_buf,
+        deserialize_unit() => deserialize_any,
+        deserialize_seq() => deserialize_seq,
+        deserialize_tuple(len: usize) => deserialize_tuple,
+        deserialize_tuple_struct(name: &'static str, len: usize) => deserialize_tuple_struct,
+        deserialize_map() => deserialize_map,
+        deserialize_struct(name: &'static str, fields: &'static [&'static str]) => deserialize_struct,
+        deserialize_enum(name: &'static str, variants: &'static [&'static str]) => deserialize_enum,
+        deserialize_identifier() => deserialize_identifier,
+        deserialize_ignored_any() => deserialize_ignored_any,
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        if self.in_some {
+            return self.inner.deserialize_any(Marked { visitor, room: self.room });
+        }
+        self.inner.deserialize_option(Self::wrap(visitor, self.room, false))
+    }
+
+    fn deserialize_unit_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, D::Error> {
+        self.deserialize_unit(visitor)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, D::Error> {
+        visitor.visit_newtype_struct(self)
+    }
+}
+
+/// The visitor of a type, between it and the reader.
+struct Wrapped<V> {
+    visitor: V,
+    room: Room,
+    in_some: bool,
+}
+
+macro_rules! visit_through {
+    ($($method:ident: $ty:ty,)*) => {$(
+        #[inline]
+        fn $method<E: de::Error>(self, v: $ty) -> Result<V::Value, E> {
+            self.visitor.$method(v)
+        }
+    )*};
+}
+
+impl<'de, V: Visitor<'de>> Visitor<'de> for Wrapped<V> {
+    type Value = V::Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.visitor.expecting(f)
+    }
+
+    visit_through! {
+        visit_bool: bool, visit_i8: i8, visit_i16: i16, visit_i32: i32, visit_i64: i64, visit_u8: u8,
+        visit_u16: u16, visit_u32: u32, visit_u64: u64, visit_f32: f32, visit_f64: f64, visit_str: &str,
+        visit_borrowed_str: &'de str, visit_bytes: &[u8], visit_borrowed_bytes: &'de [u8],
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<V::Value, E> {
+        self.visitor.visit_unit()
+    }
+
+    fn visit_none<E: de::Error>(self) -> Result<V::Value, E> {
+        self.visitor.visit_none()
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, inner: D) -> Result<V::Value, D::Error> {
+        self.visitor.visit_some(Decoder { inner, room: self.room, in_some: true })
+    }
+
+    /// The reader's way to hand over an extension value.
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, inner: D) -> Result<V::Value, D::Error> {
+        let ext = inner.deserialize_any(ExtVisitor)?;
+        match ext.tag {
+            SOME if self.in_some => ext.content(self.room, |decoder| decoder.deserialize_any(self.visitor)),
+            SOME => ext.content(self.room, |decoder| self.visitor.visit_some(decoder)),
+            U8S => ext.numbers(self.visitor),
+            U128 => self.visitor.visit_u128(u128::from_be_bytes(ext.array()?)),
+            I128 => self.visitor.visit_i128(i128::from_be_bytes(ext.array()?)),
+            _ => Err(ext.unknown()),
+        }
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<V::Value, A::Error> {
+        let room = self.room.within(seq.size_hint())?;
+        self.visitor.visit_seq(Parts { inner: seq, room })
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<V::Value, A::Error> {
+        let room = self.room.within(map.size_hint().map(|entries| entries.saturating_mul(2)))?;
+        self.visitor.visit_map(Parts { inner: map, room })
+    }
+
+    fn visit_enum<A: EnumAccess<'de>>(self, data: A) -> Result<V::Value, A::Error> {
+        self.visitor.visit_enum(Parts { inner: data, room: self.room })
+    }
+}
+
+/// The visitor of an `Option` within a `Some`, which is marked without exception.
+struct Marked<V> {
+    visitor: V,
+    room: Room,
+}
+
+impl<'de, V: Visitor<'de>> Visitor<'de> for Marked<V> {
+    type Value = V::Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the mark of an option within an option")
+    }
+
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, inner: D) -> Result<V::Value, D::Error> {
+        let ext = inner.deserialize_any(ExtVisitor)?;
+        match ext.tag {
+            SOME => ext.content(self.room, |decoder| decoder.deserialize_option(self.visitor)),
+            _ => Err(ext.unknown()),
+        }
+    }
+}
+
+/// An extension value.
+struct Ext<'de> {
+    tag: i8,
+    payload: &'de [u8],
+}
+
+impl<'de> Ext<'de> {
+    /// Decodes the content of a marked `Some`.
+    fn content<T, E: de::Error>(
+        &self,
+        room: Room,
+        read: impl FnOnce(Decoder<&mut Reader<'de>>) -> Result<T, Error>,
+    ) -> Result<T, E> {
+        let room = Room { bytes: self.payload.len().min(room.bytes), ..room.deeper()? };
+        whole(self.payload, room, read).map_err(E::custom)
+    }
+
+    /// Hands over a sequence of `u8` like any other sequence of numbers.
+    fn numbers<V: Visitor<'de>, E: de::Error>(&self, visitor: V) -> Result<V::Value, E> {
+        let over = Cell::new(0);
+        let value =
+            visitor.visit_seq(Numbers { left: self.payload.iter(), over: &over, error: PhantomData })?;
+        match over.get() {
+            0 => Ok(value),
+            left => Err(E::invalid_length(self.payload.len(), &Fewer(self.payload.len() - left))),
+        }
+    }
+
+    fn array<E: de::Error>(&self) -> Result<[u8; 16], E> {
+        self.payload.try_into().map_err(|_| E::invalid_length(self.payload.len(), &"an integer of 16 bytes"))
+    }
+
+    fn unknown<E: de::Error>(&self) -> E {
+        E::custom(format_args!("an extension value of type {} is not expected here", self.tag))
+    }
+}
+
+struct ExtVisitor;
+
+impl<'de> Visitor<'de> for ExtVisitor {
+    type Value = Ext<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the type and the bytes of an extension value")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Ext<'de>, A::Error> {
+        match (seq.next_element()?, seq.next_element()?) {
+            (Some(tag), Some(payload)) => Ok(Ext { tag, payload }),
+            _ => Err(A::Error::invalid_length(0, &self)),
+        }
+    }
+}
+
+/// For the words of an error.
+struct Fewer(usize);
+
+impl de::Expected for Fewer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a sequence of {}", self.0)
+    }
+}
+
+/// A sequence of `u8` that was kept as raw bytes.
+struct Numbers<'a, 'de, E> {
+    left: slice::Iter<'de, u8>,
+    /// Is told at the end how many were not asked for. (Handed over by value, a `Vec<u8>` decodes a fifth faster.)
+    over: &'a Cell<usize>,
+    error: PhantomData<E>,
+}
+
+impl<E> Drop for Numbers<'_, '_, E> {
+    fn drop(&mut self) {
+        self.over.set(self.left.len());
+    }
+}
+
+impl<'de, E: de::Error> SeqAccess<'de> for Numbers<'_, 'de, E> {
+    type Error = E;
+
+    #[inline]
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, E> {
+        match self.left.next() {
+            Some(&number) => seed.deserialize(Number { number, error: self.error }).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.left.len())
+    }
+}
+
+/// One of them. (serde's own deserializer of a `u8` would not serve a newtype or an `Option`.)
+struct Number<E> {
+    number: u8,
+    error: PhantomData<E>,
+}
+
+impl<'de, E: de::Error> Deserializer<'de> for Number<E> {
+    type Error = E;
+
+    #[inline]
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, E> {
+        visitor.visit_u8(self.number)
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, E> {
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, E> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct
+        seq tuple tuple_struct map struct enum identifier ignored_any
+    }
+}
+
+/// The parts of a compound, and the seed of one of them: each gets its decoder.
+struct Parts<A> {
+    inner: A,
+    room: Room,
+}
+
+impl<A> Parts<A> {
+    #[inline]
+    fn part<S>(&self, seed: S) -> Parts<S> {
+        Parts { inner: seed, room: self.room }
+    }
+}
+
+impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Parts<S> {
+    type Value = S::Value;
+
+    #[inline]
+    fn deserialize<D: Deserializer<'de>>(self, inner: D) -> Result<S::Value, D::Error> {
+        self.inner.deserialize(Decoder { inner, room: self.room, in_some: false })
+    }
+}
+
+impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Parts<A> {
+    type Error = A::Error;
+
+    #[inline]
+    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
+        self.inner.next_element_seed(Parts { inner: seed, room: self.room })
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        self.inner.size_hint()
+    }
+}
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Parts<A> {
+    type Error = A::Error;
+
+    #[inline]
+    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
+        self.inner.next_key_seed(Parts { inner: seed, room: self.room })
+    }
+
+    #[inline]
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
+        self.inner.next_value_seed(Parts { inner: seed, room: self.room })
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        self.inner.size_hint()
+    }
+}
+
+impl<'de, A: EnumAccess<'de>> EnumAccess<'de> for Parts<A> {
+    type Error = A::Error;
+    type Variant = Parts<A::Variant>;
+
+    fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Self::Variant), A::Error> {
+        let seed = self.part(seed);
+        let (value, variant) = self.inner.variant_seed(seed)?;
+        Ok((value, Parts { inner: variant, room: self.room }))
+    }
+}
+
+impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Parts<A> {
+    type Error = A::Error;
+
+    fn unit_variant(self) -> Result<(), A::Error> {
+        self.inner.unit_variant()
+    }
+
+    fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value, A::Error> {
+        self.inner.newtype_variant_seed(Parts { inner: seed, room: self.room.deeper()? })
+    }
+
+    fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, A::Error> {
+        let visitor = Wrapped { visitor, room: self.room.deeper()?, in_some: false };
+        self.inner.tuple_variant(len, visitor)
+    }
+
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, A::Error> {
+        let visitor = Wrapped { visitor, room: self.room.deeper()?, in_some: false };
+        self.inner.struct_variant(fields, visitor)
+    }
+}
