@@ -111,7 +111,6 @@ fn watch(
     life: Life,
 ) -> io::Result<Arc<Unit>> {
     let runtime = &starting.runtime;
-    let deadline = life.deadline();
     let id = runtime.next_id();
     let unit = Unit::new(id, name, child, line, frames, life, Arc::downgrade(runtime));
     let unit = Arc::new(unit);
@@ -121,7 +120,8 @@ fn watch(
         pidfd::reap_blocking(&unit.pidfd);
         return Err(error);
     }
-    runtime.schedule(id, deadline);
+    // Notes its first deadline.
+    unit.on_time();
     Ok(unit)
 }
 

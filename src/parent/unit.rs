@@ -172,19 +172,17 @@ impl Unit {
 
     /// Lets something happen to its life, does what that asks for, and notes the next deadline.
     fn change(self: &Arc<Self>, event: impl FnOnce(&mut Life, Instant) -> Option<Act>) {
-        let deadline = {
-            let mut state = lock(&self.state);
-            if state.end.is_some() {
-                return;
-            }
-            let act = event(&mut state.life, Instant::now());
-            if let Some(act) = act {
-                self.act(act);
-            }
-            state.life.deadline()
-        };
+        let mut state = lock(&self.state);
+        if state.end.is_some() {
+            return;
+        }
+        if let Some(act) = event(&mut state.life, Instant::now()) {
+            self.act(act);
+        }
+        // Under the lock still: of two changes at once, the later one's deadline is to be noted last. (The order of the
+        // locks is line, state, table; nobody asks for a unit's under the table's.)
         if let Some(runtime) = self.runtime.upgrade() {
-            runtime.schedule(self.id, deadline);
+            runtime.schedule(self.id, state.life.deadline());
         }
     }
 
