@@ -38,7 +38,7 @@ fn record(info: &PanicHookInfo<'_>, thread: Option<String>) -> Panicked {
     let wanted = std::env::var_os("RUST_BACKTRACE").filter(|value| value != "0");
     let backtrace = wanted.map(|value| {
         let backtrace = Backtrace::force_capture();
-        if value == "full" { format!("{backtrace:#}") } else { backtrace.to_string() }
+        cut(if value == "full" { format!("{backtrace:#}") } else { backtrace.to_string() })
     });
     let place = info.location();
     Panicked {
@@ -54,7 +54,17 @@ fn record(info: &PanicHookInfo<'_>, thread: Option<String>) -> Panicked {
 fn message(payload: &dyn Any) -> String {
     let text = payload.downcast_ref::<&'static str>().copied();
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("Box<dyn Any>").to_owned()
+    cut(text.unwrap_or("Box<dyn Any>").to_owned())
+}
+
+/// The first mebibyte, for a message that carries it must stay small.
+fn cut(mut text: String) -> String {
+    const LIMIT: usize = 1 << 20;
+    if text.len() > LIMIT {
+        text.truncate(text.floor_char_boundary(LIMIT));
+        text.push('…');
+    }
+    text
 }
 
 fn print(panic: &Panicked, unit: &str) {

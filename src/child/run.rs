@@ -1,6 +1,6 @@
 //! One unit: decode, run, encode, deliver. And the line on which the child speaks.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
@@ -57,13 +57,15 @@ fn run<T: Subprocess>(bytes: &[u8], host: &mut dyn Host) {
 #[derive(Clone)]
 pub(crate) struct Line {
     pub(crate) fd: Arc<OwnedFd>,
+    /// Held while a frame is sent, for panics are told by any thread; true once the last word has begun.
+    last: Arc<Mutex<bool>>,
     /// The process that may speak here. A copy that the unit forks never does.
     owner: u32,
 }
 
 impl Line {
     pub(crate) fn new(fd: OwnedFd) -> Self {
-        Self { fd: Arc::new(fd), owner: std::process::id() }
+        Self { fd: Arc::new(fd), last: Arc::default(), owner: std::process::id() }
     }
 
     fn is_mine(&self) -> bool {
@@ -72,6 +74,11 @@ impl Line {
 
     fn send(&self, kind: Kind, body: &[u8]) {
         if self.is_mine() {
+            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            if *last {
+                return;
+            }
+            *last = !matches!(kind, Kind::Ready | Kind::Note);
             // It fails if the parent is gone; then the guard sees to us.
             let _ = sys::io::send_all(&*self.fd, &encode(kind, body));
         }

@@ -4,7 +4,7 @@
 
 use super::runtime::Runtime;
 use super::unit::Interest;
-use crate::sys::io::BELL;
+use crate::sys::io::{BATCH, BELL};
 
 /// What of a unit an event is about: the low bits of its token.
 pub(crate) const LINE: u64 = 0;
@@ -18,15 +18,22 @@ pub(crate) const fn token(id: u64, what: u64) -> u64 {
 /// Works until the runtime is closed and every child is gone.
 pub(crate) fn work(runtime: &Runtime) {
     while let Some(pause) = runtime.pause() {
-        let mut tokens = runtime.poller.wait(pause);
+        let tokens = runtime.poller.wait(pause);
         // After a long stop (SIGSTOP, a suspended machine) deadlines are over and news is waiting: the news first, so
         // that nobody's time is held to be over who had answered before.
         let overdue = runtime.due();
-        if !overdue.is_empty() && tokens.is_empty() {
-            tokens = runtime.poller.wait(Some(std::time::Duration::ZERO));
-        }
         for token in tokens {
             on_event(runtime, token);
+        }
+        if !overdue.is_empty() {
+            // Bounded, for a line that takes long to be read is ready all the while.
+            for _ in 0..1000 {
+                let more = runtime.poller.wait(Some(std::time::Duration::ZERO));
+                more.iter().for_each(|token| on_event(runtime, *token));
+                if more.len() < BATCH {
+                    break;
+                }
+            }
         }
         for unit in runtime.due() {
             unit.on_time();

@@ -21,6 +21,8 @@ use crate::sys::{lifecycle, signals};
 struct Process {
     pid: u32,
     closing: AtomicBool,
+    /// The newest reaper's thread id in the kernel.
+    reaper: AtomicU32,
     runtime: Mutex<Option<Arc<Runtime>>>,
     /// Held through a whole shutdown, so that a second one waits for the first.
     shutting_down: Mutex<()>,
@@ -60,6 +62,7 @@ fn process() -> &'static Process {
         || Process {
             pid: std::process::id(),
             closing: AtomicBool::new(false),
+            reaper: AtomicU32::new(0),
             runtime: Mutex::new(None),
             shutting_down: Mutex::new(()),
         },
@@ -92,8 +95,9 @@ pub(crate) fn enter() -> Result<Result<Starting, Closing>, io::Error> {
         return Ok(Err(Closing));
     }
     let runtime = match &*slot {
-        Some(runtime) => runtime.clone(),
-        None => {
+        Some(runtime) if lock(&runtime.table).closing.is_none() => runtime.clone(),
+        // None yet, or one that a waker has closed and that ends by itself.
+        _ => {
             let runtime = Runtime::begin()?;
             static ONCE: AtomicBool = AtomicBool::new(false);
             // Inherited by forked copies, where it finds their own view.
@@ -121,14 +125,16 @@ fn end(why: Why, for_good: bool) {
     if for_good {
         process.closing.store(true, Ordering::SeqCst);
     }
-    // A waker may call us on the reaper's own thread. There, nobody can be waited for but by doing the work.
-    let own = lock(&process.runtime).clone().filter(|runtime| runtime.is_here());
-    if let Some(runtime) = own {
-        runtime.close(why);
-        if for_good {
-            reaper::work(&runtime);
+    // A waker may call us on the reaper's own thread. There, nobody can be waited for but by doing the work; and whoever
+    // is in the middle of a shutdown waits for us.
+    if process.reaper.load(Ordering::SeqCst) == lifecycle::thread_id() {
+        let own = lock(&process.runtime).clone();
+        if let Some(runtime) = own {
+            runtime.close(why);
+            if for_good {
+                reaper::work(&runtime);
+            }
         }
-        lock(&process.runtime).take();
         return;
     }
     let _first = lock(&process.shutting_down);
@@ -154,6 +160,7 @@ impl Runtime {
         let own = runtime.clone();
         let thread = std::thread::Builder::new().name("offspring".into()).spawn(move || {
             own.reaper.store(lifecycle::thread_id(), Ordering::SeqCst);
+            process().reaper.store(lifecycle::thread_id(), Ordering::SeqCst);
             reaper::work(&own);
         });
         signals::restore(mask);

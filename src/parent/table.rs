@@ -82,7 +82,10 @@ impl Life {
 
     /// The start has returned to its caller: the unit's own time runs from here.
     pub(crate) fn on_started(&mut self, now: Instant) {
-        self.end_by = self.terms.timeout.and_then(|timeout| now.checked_add(timeout));
+        // A fast one may have given its result before its start returned.
+        if self.outcome.is_none() {
+            self.end_by = self.terms.timeout.and_then(|timeout| now.checked_add(timeout));
+        }
     }
 
     pub(crate) fn on_ready(&mut self) {
@@ -231,6 +234,18 @@ mod tests {
         assert_eq!(life.deadline(), Some(now + SECOND));
         assert_eq!(life.on_time(now + SECOND), Some(Act::Kill));
         assert_eq!(life.deadline(), None);
+        assert!(matches!(life.on_end(ExitStatus::from_raw(9)), Verdict::Value(_)));
+    }
+
+    #[test]
+    fn a_value_that_came_before_the_start_returned_is_never_too_late() {
+        let now = Instant::now();
+        let mut life = Life::new(terms(), now);
+        life.on_ready();
+        life.on_outcome(Outcome::Value(vec![7]), now);
+        life.on_started(now);
+        assert_eq!(life.deadline(), Some(now + SECOND));
+        assert_eq!(life.on_time(now + 5 * SECOND), Some(Act::Kill));
         assert!(matches!(life.on_end(ExitStatus::from_raw(9)), Verdict::Value(_)));
     }
 

@@ -330,7 +330,7 @@ impl Unit {
             let mut line = lock(&self.line);
             // The dead add nothing, so this ends: at the last byte, at its last word, or, where a grandchild holds the
             // line and goes on talking, after so much.
-            for _ in 0..1 << 20 {
+            for _ in 0..64 {
                 let before = line.fd.is_some() && !lock(&self.state).life.has_outcome();
                 let more = line.fd.as_ref().is_some_and(crate::sys::io::is_readable);
                 if !before || !more {
@@ -341,6 +341,9 @@ impl Unit {
         }
         let waker = {
             let mut state = lock(&self.state);
+            if state.end.is_some() {
+                return true;
+            }
             let Some(status) = pidfd::reap(&self.pidfd) else { return false };
             let verdict = state.life.on_end(status);
             state.end = Some(End { status, verdict: Some(verdict) });

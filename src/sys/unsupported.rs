@@ -125,6 +125,7 @@ pub(crate) mod io {
         none()
     }
 
+    pub(crate) const BATCH: usize = 64;
     pub(crate) const BELL: u64 = u64::MAX;
 
     pub(crate) struct Poller;

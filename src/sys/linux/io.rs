@@ -114,6 +114,9 @@ pub(crate) struct Poller {
     bell: OwnedFd,
 }
 
+/// How many events one wait gives at most.
+pub(crate) const BATCH: usize = 64;
+
 /// The token under which the bell is reported.
 pub(crate) const BELL: u64 = u64::MAX;
 
@@ -147,7 +150,7 @@ impl Poller {
 
     /// Waits until something is ready or the time is over; gives the tokens. No time: without limit.
     pub(crate) fn wait(&self, time: Option<Duration>) -> Vec<u64> {
-        let mut events = [MaybeUninit::uninit(); 64];
+        let mut events = [MaybeUninit::uninit(); BATCH];
         // Rounded up, for a wait that ends too early would spin; bounded by what the kernel takes.
         let time = time.map(|time| time.as_nanos().div_ceil(1_000_000).min(3_600_000) as i64);
         let time = time

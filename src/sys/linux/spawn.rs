@@ -93,8 +93,19 @@ pub(crate) fn spawn(image: Image<'_>) -> Result<(u32, OwnedFd), (&'static str, i
         super::pidfd::reap_blocking(&pidfd);
         return Err((step, io::Error::from_raw_os_error(errno)));
     }
-    let pidfd = above_stdio(pidfd).map_err(|error| ("descriptor", error))?;
-    Ok((pid as u32, pidfd))
+    if pidfd.as_raw_fd() > 2 {
+        return Ok((pid as u32, pidfd));
+    }
+    let above =
+        pidfd.try_clone().and_then(above_stdio).map_err(|error| ("descriptor", abandon(&pidfd, error)))?;
+    Ok((pid as u32, above))
+}
+
+/// A child that cannot be handed out must not be.
+fn abandon(pidfd: &OwnedFd, error: io::Error) -> io::Error {
+    let _ = super::pidfd::send_signal(pidfd, signals::KILL);
+    super::pidfd::reap_blocking(pidfd);
+    error
 }
 
 /// The child's lines before `exec`. It shares our memory, so: system calls alone, no allocation, no lock, no panic.
