@@ -135,6 +135,25 @@ behaviour! {
         assert_eq!(error.death().unwrap().status().signal(), Some(libc::SIGABRT));
     }
 
+    fn panics_of_other_threads_do_not_fall_into_a_large_result() {
+        let unit = spawn((), |()| {
+            for _ in 0..4 {
+                std::thread::spawn(|| loop {
+                    let _ = std::thread::spawn(|| std::panic::panic_any("beside")).join();
+                });
+            }
+            "x".repeat(16 << 20)
+        });
+        let text = unit.unwrap().wait().unwrap();
+        assert!(text.len() == 16 << 20 && text.bytes().all(|byte| byte == b'x'));
+    }
+
+    fn a_panic_with_a_very_long_message_is_cut() {
+        let error = fail(spawn((), |()| -> () { panic!("{}", "x".repeat(20 << 20)) }));
+        assert_eq!(error.kind(), ErrorKind::Panicked);
+        assert!(error.panic().unwrap().message().len() < 2 << 20);
+    }
+
     fn exit_codes_are_told_apart_from_success() {
         for code in [0, 1, 2, 255] {
             let error = fail(spawn(code, |code: i32| -> () { std::process::exit(code) }));
