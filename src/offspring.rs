@@ -10,6 +10,7 @@ use crate::builder::{Builder, Environment, Settings, Stream};
 use crate::child;
 use crate::error::{Death, Error, ErrorKind, Subject};
 use crate::parent::launcher::{self, Order, Started};
+use crate::parent::reaper;
 use crate::parent::shutdown::Why;
 use crate::parent::table::Verdict;
 use crate::parent::unit::End;
@@ -260,7 +261,7 @@ impl<R> Offspring<R> {
 
     /// A waker is called by the thread that tells of ends: to wait for one there would be for ever.
     fn may_block(&self, process: &Process) -> Result<(), Error> {
-        if process.is_alive() && process.0.is_awaited_by_its_reaper() {
+        if process.is_alive() && reaper::is_this_thread() {
             return Err(self.error(ErrorKind::Unsupported, "cannot be waited for in a waker"));
         }
         Ok(())

@@ -99,6 +99,12 @@ behaviour! {
                 offspring::shutdown();
             }
         }
+        // While another thread is in the middle of a shutdown, and waits for the very thread that calls the waker.
+        let mut unit = spawn((), sleep).unwrap();
+        let waker = Waker::from(Arc::new(Last));
+        assert!(pin!(&mut unit).poll(&mut Context::from_waker(&waker)).is_pending());
+        offspring::shutdown();
+        // And by itself.
         let mut unit = spawn((), |()| 5).unwrap();
         let waker = Waker::from(Arc::new(Last));
         let _ = pin!(&mut unit).poll(&mut Context::from_waker(&waker));

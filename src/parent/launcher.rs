@@ -9,6 +9,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::reaper;
 use super::runtime::{self, Starting};
 use super::table::{Life, Terms};
 use super::unit::Unit;
@@ -74,7 +75,7 @@ pub(crate) fn start(order: Order) -> Result<Started, Error> {
         start_timeout: order.settings.start_timeout,
         timeout: order.settings.timeout,
     };
-    if order.wait_for_child && starting.runtime.is_here() {
+    if order.wait_for_child && reaper::is_this_thread() {
         let what = "cannot be started from a waker: its start waits for the thread that calls wakers";
         return Err(Error::new(ErrorKind::Unsupported, &subject, what));
     }

@@ -2,6 +2,8 @@
 //!
 //! It reaps by pidfd, one child at a time, and holds no lock while it wakes anybody.
 
+use std::cell::Cell;
+
 use super::runtime::Runtime;
 use super::unit::Interest;
 use crate::sys::io::{BATCH, BELL};
@@ -13,6 +15,20 @@ pub(crate) const SINK: u64 = 2;
 
 pub(crate) const fn token(id: u64, what: u64) -> u64 {
     id << 2 | what
+}
+
+thread_local! {
+    static REAPS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The calling thread is a reaper from now on.
+pub(crate) fn mark_this_thread() {
+    REAPS.set(true);
+}
+
+/// Whether the caller runs on a reaper: it is a waker, which must not wait for what only a reaper can bring about.
+pub(crate) fn is_this_thread() -> bool {
+    REAPS.get()
 }
 
 /// Works until the runtime is closed and every child is gone.

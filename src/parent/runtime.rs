@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -21,8 +21,6 @@ use crate::sys::{lifecycle, signals};
 struct Process {
     pid: u32,
     closing: AtomicBool,
-    /// The newest reaper's thread id in the kernel.
-    reaper: AtomicU32,
     runtime: Mutex<Option<Arc<Runtime>>>,
     /// Held through a whole shutdown, so that a second one waits for the first.
     shutting_down: Mutex<()>,
@@ -33,8 +31,6 @@ pub(crate) struct Runtime {
     pub(crate) poller: Poller,
     pub(crate) table: Mutex<Table>,
     next_id: AtomicU64,
-    /// The reaper's thread id in the kernel.
-    reaper: AtomicU32,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -62,7 +58,6 @@ fn process() -> &'static Process {
         || Process {
             pid: std::process::id(),
             closing: AtomicBool::new(false),
-            reaper: AtomicU32::new(0),
             runtime: Mutex::new(None),
             shutting_down: Mutex::new(()),
         },
@@ -98,13 +93,13 @@ pub(crate) fn enter() -> Result<Result<Starting, Closing>, io::Error> {
         Some(runtime) if lock(&runtime.table).closing.is_none() => runtime.clone(),
         // None yet, or one that a waker has closed and that ends by itself.
         _ => {
-            let runtime = Runtime::begin()?;
+            // Inherited by forked copies, where it finds their own view. Under the slot's lock, so once.
             static ONCE: AtomicBool = AtomicBool::new(false);
-            // Inherited by forked copies, where it finds their own view.
-            if !ONCE.swap(true, Ordering::SeqCst) {
-                lifecycle::at_exit(at_exit);
+            if !ONCE.load(Ordering::SeqCst) {
+                lifecycle::at_exit(at_exit)?;
+                ONCE.store(true, Ordering::SeqCst);
             }
-            slot.insert(runtime).clone()
+            slot.insert(Runtime::begin()?).clone()
         }
     };
     lock(&runtime.table).starting += 1;
@@ -127,7 +122,7 @@ fn end(why: Why, for_good: bool) {
     }
     // A waker may call us on the reaper's own thread. There, nobody can be waited for but by doing the work; and whoever
     // is in the middle of a shutdown waits for us.
-    if process.reaper.load(Ordering::SeqCst) == lifecycle::thread_id() {
+    if reaper::is_this_thread() {
         let own = lock(&process.runtime).clone();
         if let Some(runtime) = own {
             runtime.close(why);
@@ -152,15 +147,13 @@ impl Runtime {
             poller: Poller::new()?,
             table: Mutex::default(),
             next_id: AtomicU64::new(1),
-            reaper: AtomicU32::new(0),
             thread: Mutex::new(None),
         });
         // The program's signal handlers are not to run on our thread.
         let mask = signals::block_all();
         let own = runtime.clone();
         let thread = std::thread::Builder::new().name("offspring".into()).spawn(move || {
-            own.reaper.store(lifecycle::thread_id(), Ordering::SeqCst);
-            process().reaper.store(lifecycle::thread_id(), Ordering::SeqCst);
+            reaper::mark_this_thread();
             reaper::work(&own);
         });
         signals::restore(mask);
@@ -179,11 +172,6 @@ impl Runtime {
             unit.ask_to_end(why);
         }
         self.poller.ring();
-    }
-
-    /// Whether the caller is the reaper itself: a waker that it calls.
-    pub(crate) fn is_here(&self) -> bool {
-        self.reaper.load(Ordering::SeqCst) == lifecycle::thread_id()
     }
 
     pub(crate) fn next_id(&self) -> u64 {

@@ -89,11 +89,6 @@ impl Unit {
         }
     }
 
-    /// Whether the caller is the thread that would have to tell of its end: a waker.
-    pub(crate) fn is_awaited_by_its_reaper(&self) -> bool {
-        self.runtime.upgrade().is_some_and(|runtime| runtime.is_here())
-    }
-
     /// Whether this process is its parent, or only a fork's copy of it.
     pub(crate) fn is_ours(&self) -> bool {
         self.owner == std::process::id()
@@ -355,7 +350,10 @@ impl Unit {
         self.changed.notify_all();
         if let Some(waker) = waker {
             // The executor's code: it may panic, and nothing of ours is locked.
-            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
+                // Its destructor is foreign code as well, and may panic in its turn.
+                std::mem::forget(payload);
+            }
         }
         true
     }

@@ -154,7 +154,9 @@ pub(crate) mod io {
 pub(crate) mod lifecycle {
     use std::sync::atomic::{AtomicPtr, Ordering};
 
-    pub(crate) fn at_exit(_: extern "C" fn()) {}
+    pub(crate) fn at_exit(_: extern "C" fn()) -> std::io::Result<()> {
+        super::none()
+    }
 
     pub(crate) fn exit(code: i32) -> ! {
         std::process::exit(code)

@@ -90,16 +90,18 @@ pub(crate) fn receive(line: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(rustix::io::retry_on_intr(|| rustix::net::recv(&line, &mut *buffer, RecvFlags::empty()))?.0)
 }
 
-/// Reads and throws away what is in a pipe; `false` once it has ended. Needs the pipe to be non-blocking.
+/// Reads and throws away some of what is in a pipe; `false` once it has ended. Needs the pipe to be non-blocking.
 pub(crate) fn discard(pipe: impl AsFd) -> bool {
     let mut buffer = [0; 4096];
-    loop {
+    // As much as a pipe holds, and no more, for a writer that keeps up would hold us for ever.
+    for _ in 0..16 {
         match rustix::io::read(&pipe, &mut buffer) {
             Ok(0) => return false,
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return error == rustix::io::Errno::AGAIN,
         }
     }
+    true
 }
 
 /// Makes reads of this end return at once.

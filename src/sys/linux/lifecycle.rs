@@ -4,9 +4,10 @@ use std::ffi::{CString, c_int};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// Runs `handler` when the process leaves `main` or calls `exit`. Refused only for want of memory.
-pub(crate) fn at_exit(handler: extern "C" fn()) {
+pub(crate) fn at_exit(handler: extern "C" fn()) -> std::io::Result<()> {
     // SAFETY: a function that lives as long as the program.
-    unsafe { libc::atexit(handler) };
+    let refused = unsafe { libc::atexit(handler) };
+    if refused == 0 { Ok(()) } else { Err(std::io::ErrorKind::OutOfMemory.into()) }
 }
 
 /// Ends the process through libc: exit handlers run, streams are flushed.

@@ -81,9 +81,20 @@ fn told_by_the_kernel(pidfd: &OwnedFd) -> Option<i32> {
     const PIDFD_INFO_EXIT: u64 = 1 << 3;
     /// `_IOWR(0xff, 11, 64 bytes)`.
     const PIDFD_GET_INFO: libc::Ioctl = 0xc040_ff0b_u32 as libc::Ioctl;
-    let mut info = Info { mask: PIDFD_INFO_EXIT, ..Info::default() };
-    // SAFETY: the request carries the size of the record, and the kernel writes no more than that (it takes every
-    // size from the first published one on: include/uapi/linux/pidfd.h, PIDFD_INFO_SIZE_VER0 = 64).
-    let told = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
-    (told == 0 && info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code)
+    // The thief's wait may have taken the status a moment before the kernel records it; without this request (before
+    // Linux 6.15) there is nothing to wait for.
+    for _ in 0..1000 {
+        let mut info = Info { mask: PIDFD_INFO_EXIT, ..Info::default() };
+        // SAFETY: the request carries the size of the record, and the kernel writes no more than that (it takes every
+        // size from the first published one on: include/uapi/linux/pidfd.h, PIDFD_INFO_SIZE_VER0 = 64).
+        let told = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
+        if told == 0 && info.mask & PIDFD_INFO_EXIT != 0 {
+            return Some(info.exit_code);
+        }
+        if told != 0 && io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH) {
+            return None;
+        }
+        std::thread::yield_now();
+    }
+    None
 }

@@ -1,4 +1,5 @@
-//! Decoding. `rmp-serde` reads; the adapter around it takes the marks off, hands the rest through, and counts.
+//! Decoding. `rmp-serde` reads; the adapter around it takes the marks off, hands the rest through, and
+//! counts.
 
 use super::{DEPTH, I128, SOME, U8S, U128};
 use rmp_serde::decode::{Deserializer as Rmp, Error, ReadRefReader};
@@ -47,8 +48,9 @@ impl Room {
         }
     }
 
-    /// The room within a compound of so many parts. What its siblings take at the least is not there for a part:
-    /// so the lengths that are believed, of all compounds open at a time, add up to the input's length at most.
+    /// The room within a compound of so many parts. What its siblings take at the least is not there for a
+    /// part: so the lengths that are believed, of all compounds open at a time, add up to the input's length
+    /// at most.
     fn within<E: de::Error>(self, parts: Option<usize>) -> Result<Self, E> {
         let parts = parts.unwrap_or(0);
         let room = self.deeper()?;
@@ -77,7 +79,6 @@ impl<D> Decoder<D> {
 
 macro_rules! hand_through {
     ($($method:ident($($arg:ident: $ty:ty),*) => $inner:ident,)*) => {$(
-        #[inline]
         fn $method<V: Visitor<'de>>(self, $($arg: $ty,)* visitor: V) -> Result<V::Value, D::Error> {
             self.inner.$inner($($arg,)* Self::wrap(visitor, self.room, self.in_some))
         }
@@ -155,7 +156,6 @@ struct Wrapped<V> {
 
 macro_rules! visit_through {
     ($($method:ident: $ty:ty,)*) => {$(
-        #[inline]
         fn $method<E: de::Error>(self, v: $ty) -> Result<V::Value, E> {
             self.visitor.$method(v)
         }
@@ -303,7 +303,8 @@ impl de::Expected for Fewer {
 /// A sequence of `u8` that was kept as raw bytes.
 struct Numbers<'a, 'de, E> {
     left: slice::Iter<'de, u8>,
-    /// Is told at the end how many were not asked for. (Handed over by value, a `Vec<u8>` decodes a fifth faster.)
+    /// Is told at the end how many were not asked for. (Handed over by value, a `Vec<u8>` decodes a fifth
+    /// faster.)
     over: &'a Cell<usize>,
     error: PhantomData<E>,
 }
@@ -317,7 +318,6 @@ impl<E> Drop for Numbers<'_, '_, E> {
 impl<'de, E: de::Error> SeqAccess<'de> for Numbers<'_, 'de, E> {
     type Error = E;
 
-    #[inline]
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, E> {
         match self.left.next() {
             Some(&number) => seed.deserialize(Number { number, error: self.error }).map(Some),
@@ -339,7 +339,6 @@ struct Number<E> {
 impl<'de, E: de::Error> Deserializer<'de> for Number<E> {
     type Error = E;
 
-    #[inline]
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, E> {
         visitor.visit_u8(self.number)
     }
@@ -365,7 +364,6 @@ struct Parts<A> {
 }
 
 impl<A> Parts<A> {
-    #[inline]
     fn part<S>(&self, seed: S) -> Parts<S> {
         Parts { inner: seed, room: self.room }
     }
@@ -374,7 +372,6 @@ impl<A> Parts<A> {
 impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Parts<S> {
     type Value = S::Value;
 
-    #[inline]
     fn deserialize<D: Deserializer<'de>>(self, inner: D) -> Result<S::Value, D::Error> {
         self.inner.deserialize(Decoder { inner, room: self.room, in_some: false })
     }
@@ -383,7 +380,6 @@ impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Parts<S> {
 impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Parts<A> {
     type Error = A::Error;
 
-    #[inline]
     fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
         self.inner.next_element_seed(Parts { inner: seed, room: self.room })
     }
@@ -396,12 +392,10 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Parts<A> {
 impl<'de, A: MapAccess<'de>> MapAccess<'de> for Parts<A> {
     type Error = A::Error;
 
-    #[inline]
     fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
         self.inner.next_key_seed(Parts { inner: seed, room: self.room })
     }
 
-    #[inline]
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
         self.inner.next_value_seed(Parts { inner: seed, room: self.room })
     }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use super::tests::{Adjacent, Buffered, Flattened, Unit, Untagged, carried};
-use super::{DEPTH, decode, encode};
+use super::{DEPTH, SOME, decode, encode};
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize, de::DeserializeOwned, de::IgnoredAny};
 use serde_bytes::ByteBuf;
@@ -47,7 +47,8 @@ enum Tagged {
     Deeper { next: Box<Tagged> },
 }
 
-/// On a stack of 2 MiB: the deepest value that is encoded is decoded, too; one level more is an error.
+/// The deepest value that is encoded is decoded, too, on half the stack of a Rust thread (the other half is for
+/// larger types than these); one level more is an error.
 fn fits<T>(first: fn() -> T, deeper: fn(T) -> T, levels: usize)
 where
     T: Serialize + DeserializeOwned + PartialEq + Debug + 'static,
@@ -61,7 +62,7 @@ where
         assert!(error.to_string().contains("nested deeper than 128 levels"), "{error}");
         assert!(encode(&(0..300).fold(first(), |inner, _| deeper(inner))).is_err());
     };
-    std::thread::Builder::new().stack_size(2 << 20).spawn(run).unwrap().join().unwrap();
+    std::thread::Builder::new().stack_size(1 << 20).spawn(run).unwrap().join().unwrap();
 }
 
 #[test]
@@ -80,8 +81,8 @@ fn the_deepest_values_fit_on_a_small_stack() {
     );
     fits(|| Either::Number(1), |inner| Either::Deeper { next: inner.into() }, DEPTH);
     fits(|| Tagged::End, |inner| Tagged::Deeper { next: inner.into() }, DEPTH - 1);
-    fits(|| json!(1), |inner| json!([inner]), DEPTH);
-    fits(|| json!(1), |inner| json!({ "key": inner }), DEPTH);
+    fits(|| json!(true), |inner| json!([inner]), DEPTH);
+    fits(|| json!(true), |inner| json!({ "key": inner }), DEPTH);
 }
 
 /// Decodes as types of every kind; what comes out, if anything, encodes again.
@@ -127,6 +128,8 @@ fn hostile_bytes_neither_overflow_the_stack_nor_exhaust_memory() {
         ] {
             try_all(&header.repeat(1_000));
         }
+        let error = decode::<Vec<()>>(&[0xdd, 255, 255, 255, 255]).unwrap_err();
+        assert!(error.to_string().contains("4294967295 parts are announced"), "{error}");
         for marker in [0xc4, 0xc5, 0xc6, 0xc7, 0xc8, 0xc9, 0xd9, 0xda, 0xdb] {
             try_all(&[marker, 255, 255, 255, 255, 155]);
         }
@@ -134,7 +137,7 @@ fn hostile_bytes_neither_overflow_the_stack_nor_exhaust_memory() {
         let mut bytes = vec![0xc0];
         for _ in 0..2_000 {
             let len = (bytes.len() as u32).to_be_bytes();
-            bytes = [&[0xc9][..], &len, &[super::SOME.to_be_bytes()[0]], &bytes].concat();
+            bytes = [&[0xc9][..], &len, &[SOME.to_be_bytes()[0]], &bytes].concat();
         }
         try_all(&bytes);
     };
@@ -165,8 +168,7 @@ fn tree() -> impl Strategy<Value = Tree> {
 proptest! {
     #[test]
     fn any_tree_is_carried(tree in tree()) {
-        carried(Untagged::Tuple(Some(0), None));
-        carried(tree);
+        carried(vec![Some(tree)]);
     }
 
     #[test]
@@ -175,7 +177,9 @@ proptest! {
     }
 
     #[test]
-    fn damaged_values_are_harmless(tree in tree(), at in any::<prop::sample::Index>(), byte in any::<u8>(), cut: bool) {
+    fn damaged_values_are_harmless(
+        tree in tree(), at in any::<prop::sample::Index>(), byte in any::<u8>(), cut: bool
+    ) {
         let mut bytes = encode(&tree).unwrap();
         let at = at.index(bytes.len());
         bytes[at] = byte;

@@ -1,19 +1,21 @@
 //! Values to bytes and back: the one place that names the format.
 //!
-//! The format is MessagePack (`rmp-serde`): self-describing, so that untagged, internally tagged and flattened
-//! types work; structs are maps from field names. On its own it loses values without a word, so both sides go
-//! through an adapter, [`ser::Encoder`] and [`de::Decoder`], which differs from it in this:
+//! The format is MessagePack (`rmp-serde`): self-describing, so that untagged, internally tagged and
+//! flattened types work; structs are maps from field names. On its own it loses values without a word, so
+//! both sides go through an adapter, [`ser::Encoder`] and [`de::Decoder`], which differs from it in this:
 //!
-//! * **`Some` around nothing.** MessagePack writes `None`, `Some(None)`, `Some(())` alike. Here a `Some` whose
-//!   content would be written as nil, or is a `Some` itself, becomes an extension value ([`SOME`]) around that
-//!   content. As such a `Some` is *always* marked, the decoder never has to guess.
+//! * **`Some` around nothing.** MessagePack writes `None`, `Some(None)`, `Some(())` alike. Here a `Some`
+//!   whose content would be written as nil, or is a `Some` itself, becomes an extension value ([`SOME`])
+//!   around that content. As such a `Some` is *always* marked, the decoder never has to guess.
 //! * **Unit structs** are nil like `()` (not an empty array), so that untagged types find them again.
 //! * **Sequences of `u8`** come from serde element by element; eight or more are kept as raw bytes ([`U8S`]).
-//!   Decoders still see a sequence of numbers, also in `deserialize_any`; real byte strings remain byte strings.
-//! * **128-bit integers** are extension values ([`U128`], [`I128`]), not byte strings, which serde would take for
-//!   text where it buffers. (There serde knows no such integers: a clear error, instead of a changed value.)
-//! * **Human-readable** on both sides, because serde's buffer for untagged and flattened types always claims to
-//!   be: an `IpAddr` is text everywhere, or else it would not come back from there.
+//!   Decoders still see a sequence of numbers, also in `deserialize_any`; real byte strings remain byte
+//!   strings.
+//! * **128-bit integers** are extension values ([`U128`], [`I128`]), not byte strings, which serde would take
+//!   for text where it buffers. (There serde knows no such integers: a clear error, instead of a changed
+//!   value.)
+//! * **Human-readable** on both sides, because serde's buffer for untagged and flattened types always claims
+//!   to be: an `IpAddr` is text everywhere, or else it would not come back from there.
 //! * **Limits.** Values nest at most [`DEPTH`] levels, checked alike on both sides: an error, never a stack
 //!   overflow. A length that the rest of the input could not hold is refused before anything is allocated for
 //!   it. Bytes left over are an error.
@@ -28,8 +30,8 @@ mod tests;
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt;
 
-/// How deep sequences, maps, enum variants and marked `Some`s may nest. It must fit on the 2 MiB stack of a Rust
-/// thread in an unoptimised build; the test `the_deepest_values_fit_on_a_small_stack` holds it to that.
+/// How deep sequences, maps, enum variants and marked `Some`s may nest. It must fit on the 2 MiB stack of a
+/// Rust thread in an unoptimised build; the test `the_deepest_values_fit_on_a_small_stack` holds it to that.
 const DEPTH: usize = 128;
 
 /// The extension types of ours. Negative ones are MessagePack's to define; it has defined -1 alone.

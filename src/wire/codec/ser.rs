@@ -1,5 +1,5 @@
-//! Encoding. `rmp-serde` writes the scalars and strings; what has a length, or needs a mark, is written here: its
-//! own compounds trust the announced length and count no depth.
+//! Encoding. `rmp-serde` writes the scalars and strings; what has a length, or needs a mark, is written here:
+//! its own compounds trust the announced length and count no depth.
 
 use super::{DEPTH, I128, SOME, U8S, U128};
 use rmp_serde::{MSGPACK_EXT_STRUCT_NAME, Serializer, encode::Error};
@@ -69,14 +69,16 @@ impl Output {
 #[derive(Clone, Copy)]
 enum Gather {
     No,
-    /// Yes: the sequence starts here, was announced as this long, and becomes an ordinary array for anything else.
+    /// Yes: the sequence starts here, was announced as this long, and becomes an ordinary array for anything
+    /// else.
     At(usize, usize),
     /// Yes, but anything else is to be written as it is, into an output of its own.
     Aside,
 }
 
-/// What an [`Encoder`] did: it wrote the value; or the value is a `u8` that may join those before it, and was not
-/// written. (It is the result, not a flag in [`Output`], so that the loop over a `Vec<u8>` compiles to little.)
+/// What an [`Encoder`] did: it wrote the value; or the value is a `u8` that may join those before it, and was
+/// not written. (It is the result, not a flag in [`Output`], so that the loop over a `Vec<u8>` compiles to
+/// little.)
 pub(super) type Written = Option<u8>;
 const WRITTEN: Written = None;
 
@@ -399,8 +401,8 @@ impl Compound<'_> {
         Ok(())
     }
 
-    /// The elements of a sequence that may well be nothing but `u8`: [`Compound::element`] for each, but faster,
-    /// as the loop touches nothing beyond the elements and the chunk.
+    /// The elements of a sequence that may well be nothing but `u8`: [`Compound::element`] for each, but
+    /// faster, as the loop touches nothing beyond the elements and the chunk.
     #[inline(never)]
     fn numbers<T: Serialize>(&mut self, mut elements: impl Iterator<Item = T>) -> Result<(), Error> {
         let mut aside = Output { ser: Serializer::new(Vec::new()) };
