@@ -121,6 +121,15 @@ const DEATHS: [Death; 8] = [
     Death::Panic,
 ];
 
+#[derive(Serialize, Deserialize)]
+struct Large(serde_bytes::ByteBuf);
+
+impl Subprocess for Large {
+    type Output = ();
+
+    fn run(self) {}
+}
+
 /// Waits until a file is there, then leaves a mark.
 #[derive(Serialize, Deserialize)]
 struct Promised(PathBuf);
@@ -169,6 +178,31 @@ behaviour! {
         eventually("it did not run to its end", || directory.join("done").exists());
         eventually("it did not end", || harness::tagged(&harness::tag()).is_empty());
         std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    fn a_parent_that_dies_before_its_unit_is_sent_and_leaves_a_copy_of_itself_leaves_no_child() {
+        let parent = offspring::spawn((), |()| {
+            // Too large for the line, and the child stops before it reads: the unit stays half sent.
+            let large = serde_bytes::ByteBuf::from(vec![1; 8 << 20]);
+            let unit = Offspring::builder(Large(large)).env("OFFSPRING_STEP", "child:boot:stop").spawn().unwrap();
+            let child = unit.process().unwrap().id();
+            eventually("the child does not stop", || harness::state(child) == Some('T'));
+            // SAFETY: the copy calls nothing but sleep.
+            let copy = unsafe { libc::fork() };
+            if copy == 0 {
+                std::thread::sleep(Duration::from_secs(3600));
+            }
+            harness::kill(std::process::id(), libc::SIGKILL);
+        });
+        assert!(parent.unwrap().wait().is_err());
+        // The child, which is stopped, and the copy.
+        let left = harness::tagged(&harness::tag());
+        assert_eq!(left.len(), 2);
+        let (child, copy) = if harness::state(left[0]) == Some('T') { (left[0], left[1]) } else { (left[1], left[0]) };
+        harness::kill(child, libc::SIGCONT);
+        eventually("the child is left", || !is_alive(child));
+        harness::kill(copy, libc::SIGKILL);
+        eventually("the copy is left", || !is_alive(copy));
     }
 
     fn the_end_of_the_thread_that_started_a_unit_does_it_no_harm() {

@@ -22,7 +22,7 @@ pub(crate) fn main(claim: Claim) -> ! {
     sys::signals::install_overflow();
     // 2. The line, and on it the terms.
     let mut line = Line::new(sys::io::take_line());
-    let (start, unit) = match receive(&mut line, claim.nonce) {
+    let (start, unit) = match receive(&line, &claim) {
         Some(both) => both,
         // The parent has gone, or this is not its line: there is nobody to tell.
         None => sys::lifecycle::exit_now(0),
@@ -51,17 +51,23 @@ pub(crate) fn main(claim: Claim) -> ! {
 }
 
 /// The two frames that a parent sends; `None` if the line ends first or speaks another language.
-fn receive(line: &mut Line, nonce: u64) -> Option<(Start, Vec<u8>)> {
+fn receive(line: &Line, claim: &Claim) -> Option<(Start, Vec<u8>)> {
     let mut decoder = Decoder::default();
     let mut buffer = vec![0; 256 << 10];
     let mut start: Option<Start> = None;
     loop {
+        // A copy that the parent forked may hold the line's other end beyond the parent's death: then no end comes.
+        while !sys::io::is_readable(&*line.fd, 1) {
+            if sys::signals::orphaned(claim.parent as i32) {
+                return None;
+            }
+        }
         let count = sys::io::receive(&line.fd, &mut buffer).ok().filter(|count| *count > 0)?;
         let mut input = &buffer[..count];
         while !input.is_empty() {
             match decoder.next(&mut input).ok()? {
                 Some(Frame { kind: Kind::Start, body }) => {
-                    start = codec::decode(&body).ok().filter(|start: &Start| start.nonce == nonce);
+                    start = codec::decode(&body).ok().filter(|start: &Start| start.nonce == claim.nonce);
                     start.as_ref()?;
                 }
                 Some(Frame { kind: Kind::Unit, body }) => return Some((start?, body)),

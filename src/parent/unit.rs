@@ -327,7 +327,7 @@ impl Unit {
             // line and goes on talking, after so much.
             for _ in 0..64 {
                 let before = line.fd.is_some() && !lock(&self.state).life.has_outcome();
-                let more = line.fd.as_ref().is_some_and(crate::sys::io::is_readable);
+                let more = line.fd.as_ref().is_some_and(|fd| crate::sys::io::is_readable(fd, 0));
                 if !before || !more {
                     break;
                 }

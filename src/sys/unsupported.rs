@@ -109,7 +109,7 @@ pub(crate) mod io {
         none()
     }
 
-    pub(crate) fn is_readable(_: impl AsFd) -> bool {
+    pub(crate) fn is_readable(_: impl AsFd, _: i64) -> bool {
         false
     }
 

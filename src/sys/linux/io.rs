@@ -78,11 +78,11 @@ pub(crate) fn receive_now(line: impl AsFd, buffer: &mut [u8]) -> io::Result<usiz
     Ok(rustix::io::retry_on_intr(|| rustix::net::recv(&line, &mut *buffer, RecvFlags::DONTWAIT))?.0)
 }
 
-/// Whether a receive would give something, be it the end, at once.
-pub(crate) fn is_readable(fd: impl AsFd) -> bool {
+/// Whether a receive would give something, be it the end, at once or within so many seconds.
+pub(crate) fn is_readable(fd: impl AsFd, seconds: i64) -> bool {
     use rustix::event::{PollFd, PollFlags, poll};
-    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&rustix::time::Timespec::default()))
-        .is_ok_and(|ready| ready > 0)
+    let time = rustix::time::Timespec { tv_sec: seconds, tv_nsec: 0 };
+    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&time)).is_ok_and(|ready| ready > 0)
 }
 
 /// Receives something, waiting as long as it takes: 0 at the end.
