@@ -130,6 +130,18 @@ impl Subprocess for Large {
     fn run(self) {}
 }
 
+/// Ends when its input does; gives its length.
+#[derive(Serialize, Deserialize)]
+struct Asked;
+
+impl Subprocess for Asked {
+    type Output = usize;
+
+    fn run(self) -> usize {
+        std::io::stdin().read_to_end(&mut Vec::new()).unwrap()
+    }
+}
+
 /// Waits until a file is there, then leaves a mark.
 #[derive(Serialize, Deserialize)]
 struct Promised(PathBuf);
@@ -206,14 +218,13 @@ behaviour! {
     }
 
     fn the_end_of_the_thread_that_started_a_unit_does_it_no_harm() {
-        let unit = std::thread::spawn(|| {
-            offspring::spawn((), |()| {
-                let mut line = String::new();
-                std::io::stdin().read_line(&mut line).unwrap();
-                std::thread::sleep(Duration::from_millis(50));
-                7
-            })
+        let thread = std::thread::spawn(|| {
+            let unit = Offspring::builder(Asked).stdin(Stdio::piped()).spawn().unwrap();
+            (unit, std::fs::read_link("/proc/thread-self").unwrap())
         });
-        assert_eq!(unit.join().unwrap().unwrap().wait().unwrap(), 7);
+        let (mut unit, thread) = thread.join().unwrap();
+        eventually("the thread is still there", || !std::path::Path::new("/proc").join(&thread).exists());
+        drop(unit.take_stdin());
+        assert_eq!(unit.wait().unwrap(), 0);
     }
 }

@@ -40,6 +40,7 @@ pub fn run(path: &str, body: impl FnOnce()) {
         command.env(TAG, &tag).stdin(Stdio::null());
         let output = finish(command, Duration::from_secs(120));
         let orphans = tagged(&tag);
+        orphans.iter().for_each(|pid| kill(*pid, libc::SIGKILL));
         assert!(output.0, "{name} through {launcher}:\n{}", output.1);
         assert!(output.1.contains("1 passed"), "{name} did not run:\n{}", output.1);
         assert!(orphans.is_empty(), "{name} through {launcher} left processes: {orphans:?}\n{}", output.1);
