@@ -5,7 +5,7 @@
 use std::cell::Cell;
 
 use super::runtime::Runtime;
-use super::unit::Interest;
+use super::unit::{Interest, Unit};
 use crate::sys::io::{BATCH, BELL};
 
 /// What of a unit an event is about: the low bits of its token.
@@ -38,6 +38,9 @@ pub(crate) fn work(runtime: &Runtime) {
         // After a long stop (SIGSTOP, a suspended machine) deadlines are over and news is waiting: the news first, so
         // that nobody's time is held to be over who had answered before.
         let overdue = runtime.due();
+        if runtime.woke_late() {
+            overdue.iter().for_each(Unit::on_late_waking);
+        }
         for token in tokens {
             on_event(runtime, token);
         }

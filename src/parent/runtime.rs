@@ -284,6 +284,12 @@ impl Runtime {
         Some(table.sleeps_until.map(|until| until.saturating_duration_since(Instant::now())))
     }
 
+    /// For the reaper: whether it was woken much later than it asked, as after a stop of the process.
+    pub(crate) fn woke_late(&self) -> bool {
+        const MUCH: std::time::Duration = std::time::Duration::from_secs(1);
+        lock(&self.table).sleeps_until.is_some_and(|until| until.elapsed() > MUCH)
+    }
+
     /// For the reaper: the units whose time has come.
     pub(crate) fn due(&self) -> Vec<Arc<Unit>> {
         let now = Instant::now();

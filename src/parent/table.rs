@@ -88,6 +88,14 @@ impl Life {
         }
     }
 
+    /// We were stopped, or the machine was, beyond what was to be the end of its start. It may not have been fed, or have
+    /// been stopped with us: it gets its time anew.
+    pub(crate) fn on_late_waking(&mut self, now: Instant) {
+        if self.start_by.is_some_and(|deadline| deadline <= now) {
+            self.start_by = now.checked_add(self.terms.start_timeout);
+        }
+    }
+
     pub(crate) fn on_ready(&mut self) {
         self.ready = true;
         self.start_by = None;
@@ -214,6 +222,19 @@ mod tests {
         assert_eq!(life.on_time(now + 10 * SECOND), Some(Act::Kill));
         let verdict = life.on_end(ExitStatus::from_raw(9));
         assert!(matches!(verdict, Verdict::Died { ended: Some((Why::Start, true)), ready: false, .. }));
+    }
+
+    #[test]
+    fn a_late_waking_gives_a_start_its_time_anew_and_nothing_else() {
+        let now = Instant::now();
+        let mut life = Life::new(terms(), now);
+        life.on_late_waking(now + 9 * SECOND);
+        assert_eq!(life.deadline(), Some(now + 10 * SECOND));
+        life.on_late_waking(now + 20 * SECOND);
+        assert_eq!(life.deadline(), Some(now + 30 * SECOND));
+        let mut life = running(terms(), now);
+        life.on_late_waking(now + 20 * SECOND);
+        assert_eq!(life.deadline(), Some(now + 5 * SECOND));
     }
 
     #[test]

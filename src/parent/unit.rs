@@ -161,6 +161,13 @@ impl Unit {
         self.change(|life, now| life.ask_to_end(why, now));
     }
 
+    pub(crate) fn on_late_waking(self: &Arc<Self>) {
+        self.change(|life, now| {
+            life.on_late_waking(now);
+            None
+        });
+    }
+
     pub(crate) fn on_time(self: &Arc<Self>) {
         self.change(|life, now| life.on_time(now));
     }
