@@ -25,6 +25,11 @@ extern "C" fn constructor(argc: c_int, argv: *const *const c_char, envp: *const 
     // SAFETY: what find_marker gives stands in this process's environment block, which is never unmapped.
     let marker = unsafe { CStr::from_ptr(value) }.to_bytes();
     let Some(claim) = crate::zygote::boot::claim(marker) else { return };
+    // A shared library with this crate in it, loaded by the program that the marker is meant for: its constructors run
+    // before the program's. (If that cannot be told, the marker is ours: never a second `main`.)
+    if image::is_the_executable().is_err_and(|error| error.kind() == io::ErrorKind::Unsupported) {
+        return;
+    }
     forget_marker();
     for later in image::constructors_after(&raw const CONSTRUCTOR).unwrap_or_default() {
         later(argc, argv, envp);
