@@ -1,15 +1,21 @@
-//! The test-only step hook: lets any process end, stop or hang at any step of the protocol.
+//! The test-only switches: lets any process end, stop or abort at any step of the protocol, and forces a launcher.
 //!
-//! `OFFSPRING_STEP=process:step:fault`, with the feature `testing` alone; without it every call here is empty.
-//! Processes and steps: `parent`: `launch`, `launched`, `queued`; `child`: `boot`, `received`, `setup`, `ready`, `ran`,
-//! `result`, `sent`, `end`. Faults: `kill`, `stop`, `exit`, `abort`.
+//! With the feature `testing` alone; without it every call here is empty. `OFFSPRING_STEP=process:step:fault`, and
+//! `OFFSPRING_LAUNCHER=exec` or `zygote`: CONTRIBUTING.md has the steps and faults.
 
 #[cfg(feature = "testing")]
 mod armed {
+    use std::sync::OnceLock;
+
+    use crate::parent::launcher::Launcher;
     use crate::sys::{lifecycle, signals};
 
+    const VARIABLE: &str = "OFFSPRING_STEP";
+    static ADOPTED: OnceLock<String> = OnceLock::new();
+
     pub(crate) fn step(process: &str, name: &str) {
-        let Ok(wish) = std::env::var("OFFSPRING_STEP") else { return };
+        let adopted = ADOPTED.get().filter(|_| process == "child").cloned();
+        let Some(wish) = adopted.or_else(|| std::env::var(VARIABLE).ok()) else { return };
         let mut parts = wish.split(':');
         if parts.next() != Some(process) || parts.next() != Some(name) {
             return;
@@ -22,11 +28,41 @@ mod armed {
             _ => {}
         }
     }
+
+    /// What a unit's own environment wishes, for a child that gets that environment later than its first step.
+    pub(crate) fn wish(environment: &[(std::ffi::OsString, std::ffi::OsString)]) -> Option<String> {
+        let entry = environment.iter().find(|(name, _)| name == VARIABLE);
+        entry.and_then(|(_, value)| value.to_str().map(str::to_owned))
+    }
+
+    pub(crate) fn adopt(wish: Option<String>) {
+        let _ = ADOPTED.set(wish.unwrap_or_default());
+    }
+
+    pub(crate) fn forced() -> Option<Launcher> {
+        match std::env::var("OFFSPRING_LAUNCHER").as_deref() {
+            Ok("exec") => Some(Launcher::Exec),
+            Ok("zygote") => Some(Launcher::Zygote),
+            _ => None,
+        }
+    }
 }
 
 #[cfg(not(feature = "testing"))]
 mod armed {
+    use crate::parent::launcher::Launcher;
+
     pub(crate) fn step(_: &str, _: &str) {}
+
+    pub(crate) fn wish(_: &[(std::ffi::OsString, std::ffi::OsString)]) -> Option<String> {
+        None
+    }
+
+    pub(crate) fn adopt(_: Option<String>) {}
+
+    pub(crate) fn forced() -> Option<Launcher> {
+        None
+    }
 }
 
-pub(crate) use armed::step;
+pub(crate) use armed::{adopt, forced, step, wish};

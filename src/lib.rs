@@ -17,6 +17,7 @@ mod zygote;
 mod child;
 // The floor
 mod sys;
+mod log;
 mod hook;
 
 pub use builder::{Builder, Stdio};

@@ -166,8 +166,8 @@ impl<R> Offspring<R> {
             return Err(Error::new(ErrorKind::AlreadyStarted, &self.subject, "has been started already"));
         };
         let waits = order.wait_for_child;
-        let started = launcher::start(order).and_then(|Started { unit, pipes }| {
-            self.subject.pid = Some(unit.pid);
+        let started = launcher::start(&order).and_then(|Started { unit, pipes }| {
+            self.subject.pid = Some(unit.pid());
             self.pipes = pipes;
             let ready = !waits || unit.was_ready();
             self.process = Some(Process(unit));

@@ -28,7 +28,7 @@ pub struct Process(pub(crate) Arc<Unit>);
 impl Process {
     /// Its process id. After its end it may be another's.
     pub fn id(&self) -> u32 {
-        self.0.pid
+        self.0.pid()
     }
 
     /// The unit's name: the builder's, or its type's.
@@ -58,7 +58,7 @@ impl Process {
                 "the child belongs to the process that was forked",
             ));
         }
-        pidfd::send_signal(&self.0.pidfd, signal)
+        pidfd::send_signal(self.0.pidfd(), signal)
     }
 
     /// Sends TERM. `Ok` also after its end.
@@ -92,7 +92,7 @@ impl Process {
 impl crate::sys::io::AsFd for Process {
     /// Its pidfd, which is readable once it has ended (pidfd_open(2)).
     fn as_fd(&self) -> crate::sys::io::BorrowedFd<'_> {
-        self.0.pidfd.as_fd()
+        self.0.pidfd().as_fd()
     }
 }
 

@@ -193,27 +193,43 @@ behaviour! {
     }
 
     fn a_parent_that_dies_before_its_unit_is_sent_and_leaves_a_copy_of_itself_leaves_no_child() {
-        let parent = offspring::spawn((), |()| {
-            // Too large for the line, and the child stops before it reads: the unit stays half sent.
-            let large = serde_bytes::ByteBuf::from(vec![1; 8 << 20]);
-            let unit = Offspring::builder(Large(large)).env("OFFSPRING_STEP", "child:boot:stop").spawn().unwrap();
-            let child = unit.process().unwrap().id();
-            eventually("the child does not stop", || harness::state(child) == Some('T'));
-            // SAFETY: the copy calls nothing but sleep.
-            let copy = unsafe { libc::fork() };
-            if copy == 0 {
-                std::thread::sleep(Duration::from_secs(3600));
+        #[derive(Serialize, Deserialize)]
+        struct Copied;
+        impl Subprocess for Copied {
+            type Output = ();
+            fn run(self) {
+                // Too large for the line, and the child stops before it reads: the unit stays half sent.
+                let large = serde_bytes::ByteBuf::from(vec![1; 8 << 20]);
+                let unit = Offspring::builder(Large(large)).env("OFFSPRING_STEP", "child:boot:stop").spawn().unwrap();
+                let child = unit.process().unwrap().id();
+                eventually("the child does not stop", || harness::state(child) == Some('T'));
+                // SAFETY: the copy calls nothing but sleep.
+                let copy = unsafe { libc::fork() };
+                if copy == 0 {
+                    std::thread::sleep(Duration::from_secs(3600));
+                }
+                println!("{copy}");
+                harness::kill(std::process::id(), libc::SIGKILL);
             }
-            harness::kill(std::process::id(), libc::SIGKILL);
-        });
-        assert!(parent.unwrap().wait().is_err());
-        // The child, which is stopped, and the copy.
-        let left = harness::tagged(&harness::tag());
-        assert_eq!(left.len(), 2);
-        let (child, copy) = if harness::state(left[0]) == Some('T') { (left[0], left[1]) } else { (left[1], left[0]) };
-        harness::kill(child, libc::SIGCONT);
-        eventually("the child is left", || !is_alive(child));
+        }
+        let mut parent = Offspring::builder(Copied).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(parent.take_stdout().unwrap()).read_line(&mut line).unwrap();
+        let copy: u32 = line.trim().parse().unwrap();
+        assert!(parent.wait().is_err());
+        // Whoever was executed by its parent is stopped for good; whoever was cloned, the zygote lets go on.
+        harness::tagged(&harness::tag()).into_iter().filter(|pid| *pid != copy).for_each(|pid| harness::kill(pid, libc::SIGCONT));
+        let left = || harness::tagged(&harness::tag());
+        let mut gone = false;
+        for _ in 0..10_000 {
+            gone = left() == [copy];
+            if gone {
+                break;
+            }
+            std::thread::yield_now();
+        }
         harness::kill(copy, libc::SIGKILL);
+        assert!(gone, "the child is left");
         eventually("the copy is left", || !is_alive(copy));
     }
 

@@ -4,34 +4,54 @@ pub(crate) mod panic;
 pub(crate) mod run;
 pub(crate) mod tick;
 
+use std::io;
+
 use crate::hook::step;
 use crate::sys;
 use crate::sys::image::Entry;
+use crate::sys::io::OwnedFd;
 use crate::wire::codec;
 use crate::wire::frame::{Decoder, Frame, Kind};
-use crate::wire::message::{Start, Step};
+use crate::wire::message::{Context, Start, Step};
 use crate::zygote::boot::Claim;
 use run::{Host, Line};
 
-/// Sets the process up as `main` would find it, receives the unit, runs it, ends.
-pub(crate) fn main(claim: Claim) -> ! {
-    step("child", "boot");
-    // 1. What Rust's runtime would have done before `main`: open streams, SIGPIPE, the overflow handler.
+/// Does what Rust's runtime would have done before `main`: open streams, SIGPIPE, the overflow handler. Once for all in a
+/// zygote, for its children inherit it.
+pub(crate) fn prepare() {
     sys::io::open_missing_streams();
     sys::signals::ignore_pipe();
     sys::signals::install_overflow();
-    // 2. The line, and on it the terms.
+}
+
+/// A child that was executed: for one unit, with its caller's context.
+pub(crate) fn executed(claim: Claim) -> ! {
+    step("child", "boot");
+    prepare();
+    main(claim)
+}
+
+/// A child that was cloned: its context comes along its line.
+pub(crate) fn cloned(claim: Claim) -> ! {
+    step("child", "boot");
+    main(claim)
+}
+
+/// Receives the unit, sets the process up as `main` would find it, runs the unit, ends.
+fn main(claim: Claim) -> ! {
+    // 1. The line, and on it the terms.
     let mut line = Line::new(sys::io::take_line());
-    let (start, unit) = match receive(&line, &claim) {
-        Some(both) => both,
+    let Some(Received { start, unit, descriptors }) = receive(&line, &claim) else {
         // The parent has gone, or this is not its line: there is nobody to tell.
-        None => sys::lifecycle::exit_now(0),
+        sys::lifecycle::exit_now(0)
     };
     step("child", "received");
+    // 2. What the caller has otherwise than our zygote.
+    let set_up = start.context.map_or(Ok(()), |context| enter(context, descriptors));
     // 3. Our names: in `ps`, and in the words of a panic.
     sys::lifecycle::set_name(start.name.rsplit("::").next().unwrap_or(&start.name));
     panic::install(&line, &start.name);
-    // 4. What happens when the parent dies. The signal itself was asked for before the exec.
+    // 4. What happens when the parent dies.
     if let Some(guard) = &start.guard {
         sys::signals::install_guard(start.parent, guard.grace);
         if sys::signals::orphaned(start.parent as i32) {
@@ -40,6 +60,10 @@ pub(crate) fn main(claim: Claim) -> ! {
     }
     // 5. The unit. What it does with signals is its own affair from here on; a loop sets its handlers first.
     step("child", "setup");
+    if let Err((what, error)) = set_up {
+        line.failed(Step::Setup, format!("{what}: {error}"));
+        line.end()
+    }
     match Entry::at(start.entry).filter(|entry| (entry.name)() == start.type_name) {
         Some(entry) => (entry.run)(&unit, &mut line),
         None => {
@@ -50,30 +74,70 @@ pub(crate) fn main(claim: Claim) -> ! {
     line.end()
 }
 
+/// What a parent sends.
+struct Received {
+    start: Start,
+    unit: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+}
+
 /// The two frames that a parent sends; `None` if the line ends first or speaks another language.
-fn receive(line: &Line, claim: &Claim) -> Option<(Start, Vec<u8>)> {
+fn receive(line: &Line, claim: &Claim) -> Option<Received> {
     let mut decoder = Decoder::default();
-    let mut buffer = vec![0; 256 << 10];
+    let mut buffer = vec![0; 16 << 10];
     let mut start: Option<Start> = None;
+    let mut descriptors = Vec::new();
     loop {
-        // A copy that the parent forked may hold the line's other end beyond the parent's death: then no end comes.
-        while !sys::io::is_readable(&*line.fd, 1) {
-            if sys::signals::orphaned(claim.parent as i32) {
-                return None;
+        let received = match sys::io::receive_with(&*line.fd, &mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // A copy that the parent forked may hold the line's other end beyond the parent's death: then no end comes.
+                while !sys::io::is_readable(&*line.fd, 1) {
+                    if sys::signals::orphaned(claim.parent as i32) {
+                        return None;
+                    }
+                }
+                continue;
             }
-        }
-        let count = sys::io::receive(&line.fd, &mut buffer).ok().filter(|count| *count > 0)?;
-        let mut input = &buffer[..count];
+            received => received.ok().filter(|received| received.count > 0)?,
+        };
+        descriptors.extend(received.descriptors);
+        let mut input = &buffer[..received.count];
+        // A large unit in large pieces.
+        let full = received.count == buffer.len();
         while !input.is_empty() {
             match decoder.next(&mut input).ok()? {
                 Some(Frame { kind: Kind::Start, body }) => {
                     start = codec::decode(&body).ok().filter(|start: &Start| start.nonce == claim.nonce);
                     start.as_ref()?;
                 }
-                Some(Frame { kind: Kind::Unit, body }) => return Some((start?, body)),
+                Some(Frame { kind: Kind::Unit, body: unit }) => {
+                    return Some(Received { start: start?, unit, descriptors });
+                }
                 Some(_) => return None,
                 None => {}
             }
         }
+        if full && buffer.len() < 256 << 10 {
+            buffer = vec![0; 256 << 10];
+        }
     }
+}
+
+/// Takes over the caller's context: streams, directory, umask, environment.
+fn enter(context: Context, descriptors: Vec<OwnedFd>) -> Result<(), (&'static str, io::Error)> {
+    let missing = |what| (what, io::Error::other("its descriptor was lost: too many open files"));
+    let mut descriptors = descriptors.into_iter();
+    let directory = descriptors.next().ok_or(missing("current directory"))?;
+    for stream in (0..3).filter(|stream| context.streams[*stream as usize]) {
+        let file = descriptors.next().ok_or(missing("standard streams"))?;
+        sys::io::set_standard(stream, &file).map_err(|error| ("standard streams", error))?;
+    }
+    sys::lifecycle::go_to(&directory).map_err(|error| ("current directory", error))?;
+    if let Some(mask) = context.umask {
+        sys::lifecycle::set_umask(mask);
+    }
+    if let Some(environment) = context.environment {
+        sys::environment::set(environment);
+    }
+    Ok(())
 }

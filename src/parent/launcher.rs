@@ -1,28 +1,26 @@
-//! Starting a child: what is sent along, by which way, and what is told when it fails.
+//! Starting a child: what is sent along, by which launcher, and what is told when it fails.
 //!
-//! There is one way so far, the exec launcher: the program is executed again for each unit. Directory, environment,
-//! streams and arguments are the caller's at that moment because the kernel hands them over.
+//! The *zygote* launcher asks a small process of the same program for a clone of itself. The *exec* launcher executes the
+//! program again for the one unit: slower, and always right. It is taken where the zygote cannot be, or must not.
 
 use std::ffi::OsString;
-use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::reaper;
 use super::runtime::{self, Starting};
-use super::table::{Life, Terms};
+use super::table::Terms;
 use super::unit::Unit;
+use super::{clone, exec, reaper};
 use crate::builder::{Settings, Stream};
 use crate::error::{Error, ErrorKind, Subject};
 use crate::hook;
-use crate::sys::image::{self, Entry};
-use crate::sys::io::{AsFd, OwnedFd};
-use crate::sys::{constructor, io as sysio, pidfd, signals, spawn};
+use crate::sys::image::Entry;
+use crate::sys::io::{BorrowedFd, OwnedFd};
+use crate::sys::{constructor, io as sysio};
 use crate::wire::codec;
-use crate::wire::frame::{Kind, encode};
-use crate::wire::message::{Guard, Start};
-use crate::zygote::boot::{self, Claim};
+use crate::wire::frame::{HEADER, Kind, encode, header};
+use crate::wire::message::{Context, Guard, Start};
 
 /// A unit, encoded, and what its type and its builder say of it.
 pub(crate) struct Order {
@@ -40,6 +38,31 @@ impl Order {
     }
 }
 
+/// The ways to start a child.
+#[cfg_attr(not(feature = "testing"), allow(dead_code))] // Named by the test-only switch alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Launcher {
+    Zygote,
+    Exec,
+}
+
+/// What every launcher needs.
+pub(crate) struct Launch<'a> {
+    pub(crate) starting: &'a Starting,
+    pub(crate) order: &'a Order,
+    pub(crate) name: &'a str,
+    pub(crate) entry: u64,
+    pub(crate) terms: Terms,
+    /// The unit's environment.
+    pub(crate) environment: Vec<(OsString, OsString)>,
+    /// The child's ends of the streams that are not to be the caller's.
+    pub(crate) streams: [Option<OwnedFd>; 3],
+    pub(crate) began: Instant,
+}
+
+/// The step that failed, and why.
+pub(crate) type Failure = (String, io::Error);
+
 /// A child that is on its way.
 pub(crate) struct Started {
     pub(crate) unit: Arc<Unit>,
@@ -48,53 +71,45 @@ pub(crate) struct Started {
 }
 
 /// Starts the unit. With `wait_for_child`, returns when it is about to run; the caller looks whether it got there.
-pub(crate) fn start(order: Order) -> Result<Started, Error> {
+pub(crate) fn start(order: &Order) -> Result<Started, Error> {
     let subject = order.subject();
+    let refused = |kind, what| Err(Error::new(kind, &subject, what));
     let failed = |step: &str, error: io::Error| Error::start(&subject, step, error);
     hook::step("parent", "launch");
     constructor::is_in_place().map_err(|error| failed("this program", error))?;
-    let entry = order.entry.offset().ok_or_else(|| {
-        Error::new(
+    let Some(entry) = order.entry.offset() else {
+        return refused(
             ErrorKind::Unsupported,
-            &subject,
             "its code lies in a shared library, not in the program itself",
-        )
-    })?;
+        );
+    };
     let starting = runtime::enter().map_err(|error| failed("starting the thread that watches", error))?;
     let Ok(starting) = starting else {
-        return Err(Error::new(
-            ErrorKind::ShuttingDown,
-            &subject,
-            "cannot be started: the process is exiting",
-        ));
-    };
-    let claim = Claim { parent: std::process::id(), nonce: RandomState::new().hash_one(entry) };
-    let terms = Terms {
-        terminate: order.terminate,
-        grace: order.settings.shutdown_timeout,
-        start_timeout: order.settings.start_timeout,
-        timeout: order.settings.timeout,
+        return refused(ErrorKind::ShuttingDown, "cannot be started: the process is exiting");
     };
     if order.wait_for_child && reaper::is_this_thread() {
         let what = "cannot be started from a waker: its start waits for the thread that calls wakers";
-        return Err(Error::new(ErrorKind::Unsupported, &subject, what));
+        return refused(ErrorKind::Unsupported, what);
     }
-    let message = Start {
-        nonce: claim.nonce,
-        parent: claim.parent,
-        entry,
-        type_name: order.type_name.to_owned(),
-        name: order.settings.name.clone().unwrap_or_else(|| order.type_name.to_owned()),
-        guard: order.terminate.then_some(Guard { grace: order.settings.shutdown_timeout }),
+    let settings = &order.settings;
+    let environment = settings.environment.apply(std::env::vars_os());
+    let (mut streams, mut pipes) = ([const { None }; 3], [const { None }; 3]);
+    for (stream, wanted) in settings.streams.iter().enumerate() {
+        let ends = open(wanted, stream == 0).map_err(|error| failed("standard streams", error))?;
+        (streams[stream], pipes[stream]) = ends;
+    }
+    let terms = Terms {
+        terminate: order.terminate,
+        grace: settings.shutdown_timeout,
+        start_timeout: settings.start_timeout,
+        timeout: settings.timeout,
     };
-    let name = message.name.clone();
-    let message = codec::encode(&message).map_err(|error| failed("its terms", io::Error::other(error)))?;
-    let (ours, theirs) = sysio::line().map_err(|error| failed("socketpair", error))?;
-    let (child, pipes) = execute(&order, &claim, theirs).map_err(|(step, error)| failed(step, error))?;
-    hook::step("parent", "launched");
-    let frames = vec![encode(Kind::Start, &message), encode(Kind::Unit, &order.bytes)];
-    let unit = watch(&starting, name, child, ours, frames, Life::new(terms, Instant::now()));
-    let unit = unit.map_err(|error| failed("epoll", error))?;
+    let name = settings.name.as_deref().unwrap_or(order.type_name);
+    let began = Instant::now();
+    let launch = Launch { starting: &starting, order, name, entry, terms, environment, streams, began };
+    let unit = launch.go().map_err(|(step, error)| failed(&step, error))?;
+    // Ours hold the other ends: a reader waits for the end of all copies.
+    drop(launch);
     hook::step("parent", "queued");
     if order.wait_for_child {
         unit.wait_ready();
@@ -103,57 +118,62 @@ pub(crate) fn start(order: Order) -> Result<Started, Error> {
     Ok(Started { unit, pipes })
 }
 
-fn watch(
-    starting: &Starting,
-    name: String,
-    child: (u32, OwnedFd),
-    line: OwnedFd,
-    frames: Vec<Vec<u8>>,
-    life: Life,
-) -> io::Result<Arc<Unit>> {
-    let runtime = &starting.runtime;
-    let id = runtime.next_id();
-    let unit = Unit::new(id, name, child, line, frames, life, Arc::downgrade(runtime));
-    let unit = Arc::new(unit);
-    if let Err(error) = runtime.watch(&unit) {
-        // A child that nobody watches must not be.
-        let _ = pidfd::send_signal(&unit.pidfd, signals::KILL);
-        pidfd::reap_blocking(&unit.pidfd);
-        return Err(error);
+impl Launch<'_> {
+    fn go(&self) -> Result<Arc<Unit>, Failure> {
+        match hook::forced() {
+            Some(Launcher::Exec) => return exec::launch(self),
+            // A waker's thread is the one that hears what the zygote says.
+            _ if reaper::is_this_thread() => return exec::launch(self),
+            _ => {}
+        }
+        match clone::launch(self)? {
+            Ok(unit) => Ok(unit),
+            Err(why) if hook::forced().is_some() => Err(why),
+            // If there is something in the way of both, the error is that of the simpler.
+            Err(_) => exec::launch(self),
+        }
     }
-    // Notes its first deadline.
-    unit.on_time();
-    Ok(unit)
+
+    /// The two messages to the child, ready to be sent: what to run, and the unit.
+    pub(crate) fn messages(
+        &self,
+        nonce: u64,
+        context: Option<Context>,
+    ) -> io::Result<(Vec<u8>, [u8; HEADER])> {
+        let message = Start {
+            nonce,
+            parent: std::process::id(),
+            entry: self.entry,
+            type_name: self.order.type_name.to_owned(),
+            name: self.name.to_owned(),
+            guard: self.guard(),
+            context,
+        };
+        let message = codec::encode(&message).map_err(io::Error::other)?;
+        Ok((encode(Kind::Start, &message), header(Kind::Unit, self.order.bytes.len())))
+    }
+
+    pub(crate) fn guard(&self) -> Option<Guard> {
+        self.terms.terminate.then_some(Guard { grace: self.terms.grace })
+    }
 }
 
-type Executed = ((u32, OwnedFd), [Option<OwnedFd>; 3]);
-
-fn execute(order: &Order, claim: &Claim, line: OwnedFd) -> Result<Executed, (&'static str, io::Error)> {
-    let settings = &order.settings;
-    let mut environment: Vec<(OsString, OsString)> = settings.environment.apply(std::env::vars_os());
-    environment.retain(|(name, _)| name != boot::MARKER);
-    environment.push((boot::MARKER.into(), boot::marker(claim, image::anchor()).into()));
-    let pair = |(mut name, value): (OsString, OsString)| {
-        name.push("=");
-        name.push(value);
-        name
-    };
-
-    let (mut theirs, mut ours) = ([const { None }; 3], [const { None }; 3]);
-    for (stream, wanted) in settings.streams.iter().enumerate() {
-        let (their, our) = open(wanted, stream == 0).map_err(|error| ("standard streams", error))?;
-        (theirs[stream], ours[stream]) = (their, our);
+/// Sends what fits of what a child is to be told; gives what is left, for the reaper to send.
+pub(crate) fn deliver(
+    line: &OwnedFd,
+    parts: [&[u8]; 3],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<Vec<Vec<u8>>> {
+    let mut sent = sysio::send_with(line, &parts, descriptors)?;
+    let mut left = Vec::new();
+    for part in parts {
+        let rest = &part[sent.min(part.len())..];
+        sent -= part.len() - rest.len();
+        if !rest.is_empty() {
+            left.push(rest.to_owned());
+        }
     }
-    let child = spawn::spawn(spawn::Image {
-        arguments: std::env::args_os().collect(),
-        environment: environment.into_iter().map(pair).collect(),
-        directory: settings.current_dir.as_deref(),
-        umask: settings.umask,
-        streams: [0, 1, 2].map(|stream: usize| theirs[stream].as_ref().map(|fd: &OwnedFd| fd.as_fd())),
-        line: line.as_fd(),
-        guarded: order.terminate,
-    })?;
-    Ok((child, ours))
+    Ok(left)
 }
 
 /// The child's end of a stream, if it is not to be the caller's; and the parent's, if there is one.

@@ -1,6 +1,9 @@
 //! The user's process: starting children, hearing from them, ending them. Every line in this folder runs there.
 
 pub(crate) mod launcher;
+mod clone;
+mod exec;
+mod zygote;
 pub(crate) mod runtime;
 pub(crate) mod reaper;
 pub(crate) mod shutdown;

@@ -1,17 +1,26 @@
-//! The one thread that watches: lines, ends, pipes that nobody reads, and the time.
+//! The one thread that watches: lines, ends, pipes that nobody reads, the zygote, and the time.
 //!
 //! It reaps by pidfd, one child at a time, and holds no lock while it wakes anybody.
 
 use std::cell::Cell;
+use std::io;
+use std::time::Duration;
 
 use super::runtime::Runtime;
-use super::unit::{Interest, Unit};
-use crate::sys::io::{BATCH, BELL};
+use super::unit::{Birth, Interest, Unit};
+use super::zygote::Zygote;
+use crate::sys::io::{self as sysio, BATCH, BELL};
+use crate::sys::pidfd;
+use crate::wire::codec;
+use crate::wire::message::{Hello, Reply};
 
 /// What of a unit an event is about: the low bits of its token.
 pub(crate) const LINE: u64 = 0;
 pub(crate) const EXIT: u64 = 1;
 pub(crate) const SINK: u64 = 2;
+
+/// In the place of a unit's number.
+pub(crate) const ZYGOTE: u64 = 0;
 
 pub(crate) const fn token(id: u64, what: u64) -> u64 {
     id << 2 | what
@@ -33,7 +42,12 @@ pub(crate) fn is_this_thread() -> bool {
 
 /// Works until the runtime is closed and every child is gone.
 pub(crate) fn work(runtime: &Runtime) {
+    let mut buffer = vec![0; 64 << 10];
     while let Some(pause) = runtime.pause() {
+        runtime.zygotes.make_if_wanted(runtime);
+        if let Some(zygote) = runtime.zygotes.current().filter(|_| runtime.is_all_but_closed()) {
+            zygote.kill();
+        }
         let tokens = runtime.poller.wait(pause);
         // After a long stop (SIGSTOP, a suspended machine) deadlines are over and news is waiting: the news first, so
         // that nobody's time is held to be over who had answered before.
@@ -42,13 +56,13 @@ pub(crate) fn work(runtime: &Runtime) {
             overdue.iter().for_each(Unit::on_late_waking);
         }
         for token in tokens {
-            on_event(runtime, token);
+            on_event(runtime, token, &mut buffer);
         }
         if !overdue.is_empty() {
             // Bounded, for a line that takes long to be read is ready all the while.
             for _ in 0..1000 {
-                let more = runtime.poller.wait(Some(std::time::Duration::ZERO));
-                more.iter().for_each(|token| on_event(runtime, *token));
+                let more = runtime.poller.wait(Some(Duration::ZERO));
+                more.iter().for_each(|token| on_event(runtime, *token, &mut buffer));
                 if more.len() < BATCH {
                     break;
                 }
@@ -60,20 +74,86 @@ pub(crate) fn work(runtime: &Runtime) {
     }
 }
 
-fn on_event(runtime: &Runtime, event: u64) {
+fn on_event(runtime: &Runtime, event: u64, buffer: &mut [u8]) {
     if event == BELL {
         return;
+    }
+    if event >> 2 == ZYGOTE {
+        let Some(zygote) = runtime.zygotes.current() else { return };
+        return if event & 3 == EXIT {
+            on_zygotes_end(runtime, &zygote, buffer);
+        } else if !hear_zygote(runtime, &zygote, buffer) {
+            // It has ended, or is no zygote of ours. Its pidfd will say so.
+            runtime.forget(zygote.line());
+            zygote.kill();
+        };
     }
     // Gone already: an earlier event of the same turn was its end.
     let Some(unit) = runtime.unit(event >> 2) else { return };
     match event & 3 {
-        LINE => match unit.on_line() {
+        LINE => match unit.on_line(buffer) {
             Interest::Nothing => {}
-            Interest::Reads => drop(unit.with_line(|line| runtime.poller.modify(line, event, false))),
-            Interest::ReadsAndWrites => drop(unit.with_line(|line| runtime.poller.modify(line, event, true))),
+            wanted => drop(unit.with_line(|line, _| {
+                runtime.poller.modify(line, event, wanted == Interest::ReadsAndWrites);
+            })),
         },
-        EXIT if unit.on_exit() => runtime.strike(&unit),
+        EXIT if unit.on_exit(buffer) => runtime.strike(&unit),
         SINK => runtime.on_sink(unit.id),
         _ => {}
     }
+}
+
+/// Hears what a zygote has said; `false` once it will not say any more.
+fn hear_zygote(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) -> bool {
+    loop {
+        let received = match sysio::receive_with(zygote.line(), buffer) {
+            Ok(received) if received.count > 0 => received,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+            _ => return false,
+        };
+        zygote.on_word();
+        let bytes = &buffer[..received.count];
+        if let Ok(Reply { id, made }) = codec::decode(bytes) {
+            let Some(unit) = runtime.unit(id) else { continue };
+            match made {
+                Ok(pid) => {
+                    // If the descriptor was lost on the way here, there is a child all the same.
+                    let pidfd = received.descriptors.into_iter().next();
+                    adopt(&unit, pid, pidfd.map_or_else(|| pidfd::open_child(pid), Ok));
+                }
+                Err((step, errno)) => {
+                    unit.on_no_birth(Birth::Refused(step, io::Error::from_raw_os_error(errno)));
+                }
+            }
+        } else if let Ok(hello) = codec::decode::<Hello>(bytes) {
+            runtime.zygotes.on_hello(zygote, hello);
+        }
+    }
+}
+
+/// A child of that pid has been made for this unit.
+fn adopt(unit: &std::sync::Arc<Unit>, pid: u32, pidfd: io::Result<sysio::OwnedFd>) {
+    match pidfd {
+        // Its error is told to who waits for the birth.
+        Ok(pidfd) => drop(unit.on_birth((pid, pidfd))),
+        Err(error) => {
+            pidfd::end_by_number(pid);
+            unit.on_no_birth(Birth::Refused("receiving the child's pidfd".into(), error));
+        }
+    }
+}
+
+fn on_zygotes_end(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) {
+    let Some(status) = pidfd::reap(&zygote.pidfd) else { return };
+    // First what it has said before; then the child of which it could not speak any more. The rest were never made.
+    hear_zygote(runtime, zygote, buffer);
+    for unit in runtime.bereave(zygote) {
+        match zygote.child_of(unit.id) {
+            Some(pid) => adopt(&unit, pid, pidfd::open_child(pid)),
+            None => unit.on_no_birth(Birth::Gone),
+        }
+    }
+    runtime.forget(zygote.line());
+    runtime.forget(&zygote.pidfd);
+    runtime.zygotes.on_end(zygote, status);
 }

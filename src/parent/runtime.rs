@@ -14,6 +14,7 @@ use std::time::Instant;
 use super::reaper;
 use super::shutdown::Why;
 use super::unit::{Unit, lock};
+use super::zygote::{Zygote, Zygotes};
 use crate::sys::io::{AsFd, OwnedFd, Poller};
 use crate::sys::{lifecycle, signals};
 
@@ -30,6 +31,7 @@ struct Process {
 pub(crate) struct Runtime {
     pub(crate) poller: Poller,
     pub(crate) table: Mutex<Table>,
+    pub(super) zygotes: Zygotes,
     next_id: AtomicU64,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -146,6 +148,7 @@ impl Runtime {
         let runtime = Arc::new(Self {
             poller: Poller::new()?,
             table: Mutex::default(),
+            zygotes: Zygotes::default(),
             next_id: AtomicU64::new(1),
             thread: Mutex::new(None),
         });
@@ -178,29 +181,52 @@ impl Runtime {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Watches a child from now on.
-    pub(crate) fn watch(&self, unit: &Arc<Unit>) -> io::Result<()> {
-        // In the table first: the reaper looks up there whom an event is about.
+    /// Enters a child that is about to be asked for, unless `goes_on` says no: nothing is struck off between the two.
+    pub(crate) fn expect(&self, unit: &Arc<Unit>, goes_on: impl FnOnce() -> bool) -> bool {
         let closing = {
             let mut table = lock(&self.table);
+            if !goes_on() {
+                return false;
+            }
             table.units.insert(unit.id, (unit.clone(), None));
             table.closing
         };
-        let watched =
-            self.poller.add(&unit.pidfd, reaper::token(unit.id, reaper::EXIT), false).and_then(|()| {
-                unit.with_line(|line| self.poller.add(line, reaper::token(unit.id, reaper::LINE), true))
-                    .unwrap_or(Ok(()))
-            });
-        if let Err(error) = watched {
-            self.poller.remove(&unit.pidfd);
-            lock(&self.table).units.remove(&unit.id);
-            return Err(error);
-        }
         // Closing has begun since this start entered: the child is ended with the rest.
         if let Some(why) = closing {
             unit.ask_to_end(why);
         }
-        Ok(())
+        true
+    }
+
+    /// Watches a child from now on, one that is in the table already: the reaper looks up there whom an event is about.
+    pub(crate) fn watch(&self, unit: &Unit, pidfd: &OwnedFd) -> io::Result<()> {
+        self.poller.add(pidfd, reaper::token(unit.id, reaper::EXIT), false)?;
+        let line = unit
+            .with_line(|line, writes| self.poller.add(line, reaper::token(unit.id, reaper::LINE), writes));
+        line.unwrap_or(Ok(())).inspect_err(|_| self.poller.remove(pidfd))
+    }
+
+    /// Watches a zygote from now on.
+    pub(super) fn watch_zygote(&self, zygote: &Zygote) -> io::Result<()> {
+        self.poller.add(&zygote.pidfd, reaper::token(reaper::ZYGOTE, reaper::EXIT), false)?;
+        let line = self.poller.add(zygote.line(), reaper::token(reaper::ZYGOTE, reaper::LINE), false);
+        line.inspect_err(|_| self.poller.remove(&zygote.pidfd))
+    }
+
+    /// The zygote is dead: the children that it was asked for and that nobody has been told of. From now on it is asked
+    /// for no other.
+    pub(super) fn bereave(&self, zygote: &Zygote) -> Vec<Arc<Unit>> {
+        let table = lock(&self.table);
+        zygote.on_death();
+        table.units.values().filter(|(unit, _)| !unit.is_born()).map(|(unit, _)| unit.clone()).collect()
+    }
+
+    /// For the reaper: when nothing is left but the zygote, and all is to end, it is ended as well.
+    pub(super) fn is_all_but_closed(&self) -> bool {
+        let table = lock(&self.table);
+        table.closing.is_some()
+            && table.starting == 0
+            && table.units.values().all(|(unit, _)| !unit.is_born())
     }
 
     pub(crate) fn unit(&self, id: u64) -> Option<Arc<Unit>> {
@@ -209,7 +235,9 @@ impl Runtime {
 
     /// Strikes a child that was reaped off the table.
     pub(crate) fn strike(&self, unit: &Unit) {
-        self.poller.remove(&unit.pidfd);
+        if unit.is_born() {
+            self.poller.remove(unit.pidfd());
+        }
         self.schedule(unit.id, None);
         let sinks = {
             let mut table = lock(&self.table);
@@ -277,7 +305,11 @@ impl Runtime {
     /// For the reaper: how long to sleep, or `None` when all work is done.
     pub(crate) fn pause(&self) -> Option<Option<std::time::Duration>> {
         let mut table = lock(&self.table);
-        if table.closing.is_some() && table.units.is_empty() && table.starting == 0 {
+        if table.closing.is_some()
+            && table.units.is_empty()
+            && table.starting == 0
+            && self.zygotes.current().is_none()
+        {
             return None;
         }
         table.sleeps_until = table.deadlines.first().map(|(deadline, _)| *deadline);

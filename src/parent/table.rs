@@ -139,6 +139,11 @@ impl Life {
         Some(act)
     }
 
+    /// It has just been made; what was asked of it before is to be done now.
+    pub(crate) fn on_birth(&self) -> Option<Act> {
+        self.ending.map(|ending| if ending.killed { Act::Kill } else { Act::Terminate })
+    }
+
     /// When [`Life::on_time`] is to be called.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let ending = self.ending.as_ref();
@@ -287,6 +292,18 @@ mod tests {
         assert_eq!(life.ask_to_end(Why::Exit, now + SECOND / 2), None);
         assert_eq!(life.deadline(), Some(now + SECOND));
         assert_eq!(life.on_time(now + SECOND), Some(Act::Kill));
+    }
+
+    #[test]
+    fn what_was_asked_before_it_was_made_is_done_when_it_is() {
+        let now = Instant::now();
+        let mut life = Life::new(terms(), now);
+        assert_eq!(life.on_birth(), None);
+        life.ask_to_end(Why::Exit, now);
+        assert_eq!(life.on_birth(), Some(Act::Terminate));
+        let mut life = Life::new(terms(), now);
+        life.on_time(now + 10 * SECOND);
+        assert_eq!(life.on_birth(), Some(Act::Kill));
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! One child as the rest of its parent's process knows it: shared by its handle, its `Process`es and the reaper.
 
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitStatus;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::Waker;
 use std::time::Instant;
 
+use super::launcher::Launch;
 use super::runtime::Runtime;
 use super::shutdown::{Act, Why};
 use super::table::{Life, Outcome, Verdict};
@@ -23,8 +25,8 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Unit {
     pub(crate) id: u64,
     pub(crate) name: String,
-    pub(crate) pid: u32,
-    pub(crate) pidfd: OwnedFd,
+    /// Its pid and its pidfd, once it has been made.
+    child: OnceLock<(u32, OwnedFd)>,
     /// The process whose child it is. A copy that the user forks must not touch it: the locks may be held for ever,
     /// and the child is not its own.
     owner: u32,
@@ -34,8 +36,18 @@ pub(crate) struct Unit {
     line: Mutex<Line>,
 }
 
+/// What came of a child that was asked for.
+pub(crate) enum Birth {
+    Born,
+    /// Who was asked is dead, and the child was not made.
+    Gone,
+    /// The step that failed, and why.
+    Refused(String, io::Error),
+}
+
 struct State {
     life: Life,
+    birth: Option<Birth>,
     end: Option<End>,
     waker: Option<Waker>,
 }
@@ -66,27 +78,79 @@ pub(crate) enum Interest {
 }
 
 impl Unit {
-    #[allow(clippy::too_many_arguments)] // Made in one place; each is a fact of its own.
-    pub(crate) fn new(
-        id: u64,
-        name: String,
-        (pid, pidfd): (u32, OwnedFd),
-        line: OwnedFd,
-        frames: Vec<Vec<u8>>,
-        life: Life,
-        runtime: Weak<Runtime>,
-    ) -> Self {
-        Self {
-            id,
-            name,
-            pid,
-            pidfd,
+    /// A child that is asked for: its line, and what could not be sent along it yet.
+    pub(crate) fn new(launch: &Launch<'_>, line: OwnedFd, unsent: Vec<Vec<u8>>) -> Arc<Self> {
+        let runtime = &launch.starting.runtime;
+        Arc::new(Self {
+            id: runtime.next_id(),
+            name: launch.name.to_owned(),
+            child: OnceLock::new(),
             owner: std::process::id(),
-            runtime,
-            state: Mutex::new(State { life, end: None, waker: None }),
+            runtime: Arc::downgrade(runtime),
+            state: Mutex::new(State {
+                life: Life::new(launch.terms, launch.began),
+                birth: None,
+                end: None,
+                waker: None,
+            }),
             changed: Condvar::new(),
-            line: Mutex::new(Line { fd: Some(line), decoder: Decoder::default(), unsent: frames, sent: 0 }),
+            line: Mutex::new(Line { fd: Some(line), decoder: Decoder::default(), unsent, sent: 0 }),
+        })
+    }
+
+    /// The child has been made: watches it from now on.
+    pub(crate) fn on_birth(self: &Arc<Self>, child: (u32, OwnedFd)) -> io::Result<()> {
+        let (pid, pidfd) = self.child.get_or_init(|| child);
+        let watched = self.runtime.upgrade().map_or(Ok(()), |runtime| runtime.watch(self, pidfd));
+        if let Err(error) = watched {
+            // A child that nobody watches must not be.
+            let _ = pidfd::send_signal(pidfd, signals::KILL);
+            pidfd::reap_blocking(pidfd);
+            let text = format!("epoll, for the child of pid {pid}");
+            self.on_no_birth(Birth::Refused(text, error.kind().into()));
+            return Err(error);
         }
+        // It may have been asked to end before there was anybody to be told.
+        self.change(|life, _| life.on_birth());
+        self.settle(Birth::Born);
+        Ok(())
+    }
+
+    /// There will be no child.
+    pub(crate) fn on_no_birth(self: &Arc<Self>, why: Birth) {
+        if let Some(runtime) = self.runtime.upgrade() {
+            runtime.strike(self);
+        }
+        self.settle(why);
+    }
+
+    fn settle(&self, birth: Birth) {
+        lock(&self.state).birth = Some(birth);
+        self.changed.notify_all();
+    }
+
+    /// Waits until it is known what came of it, or the time comes. For the one that asked for it.
+    pub(crate) fn wait_born(&self, deadline: Option<Instant>) -> Option<Birth> {
+        self.wait_for(deadline, |state| state.birth.is_some());
+        lock(&self.state).birth.take()
+    }
+
+    pub(crate) fn is_born(&self) -> bool {
+        self.child.get().is_some()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child().0
+    }
+
+    pub(crate) fn pidfd(&self) -> &OwnedFd {
+        &self.child().1
+    }
+
+    fn child(&self) -> &(u32, OwnedFd) {
+        // UNWRAP: asked by handles and by the reaper alone. The first are made after the birth; the second is told of its
+        // end by the pidfd that came with it.
+        self.child.get().expect("the child has been made")
     }
 
     /// Whether this process is its parent, or only a fork's copy of it.
@@ -191,13 +255,15 @@ impl Unit {
     /// Under the lock, and only while it has not been reaped. An error means that it changed its user; then the grace
     /// is all that is left, and the guard.
     fn act(&self, act: Act) {
+        // None yet: then it is told when it is born.
+        let Some((_, pidfd)) = self.child.get() else { return };
         match act {
             Act::Terminate => {
-                let _ = pidfd::send_signal(&self.pidfd, signals::TERM);
-                let _ = pidfd::send_signal(&self.pidfd, signals::CONT);
+                let _ = pidfd::send_signal(pidfd, signals::TERM);
+                let _ = pidfd::send_signal(pidfd, signals::CONT);
             }
             Act::Kill => {
-                let _ = pidfd::send_signal(&self.pidfd, signals::KILL);
+                let _ = pidfd::send_signal(pidfd, signals::KILL);
             }
         }
     }
@@ -209,17 +275,18 @@ impl Unit {
         }
     }
 
-    /// Runs `look` on the line's descriptor, while there is one.
-    pub(crate) fn with_line<R>(&self, look: impl FnOnce(&OwnedFd) -> R) -> Option<R> {
-        lock(&self.line).fd.as_ref().map(look)
+    /// Runs `look` on the line's descriptor, while there is one; and tells it whether there is something left to be sent.
+    pub(crate) fn with_line<R>(&self, look: impl FnOnce(&OwnedFd, bool) -> R) -> Option<R> {
+        let line = lock(&self.line);
+        line.fd.as_ref().map(|fd| look(fd, !line.unsent.is_empty()))
     }
 
     /// The line is ready: sends what is left to be sent, hears what there is to hear.
-    pub(crate) fn on_line(self: &Arc<Self>) -> Interest {
+    pub(crate) fn on_line(self: &Arc<Self>, buffer: &mut [u8]) -> Interest {
         let mut line = lock(&self.line);
         self.send(&mut line);
         // Bounded, so that a chatterer does not keep the reaper from the others.
-        self.hear(&mut line, 16);
+        self.hear(&mut line, 16, buffer);
         match &line.fd {
             None => Interest::Nothing,
             Some(_) if line.unsent.is_empty() => Interest::Reads,
@@ -243,11 +310,10 @@ impl Unit {
     }
 
     /// Hears what is there, in at most so many pieces. `fd` is `None` after the end.
-    fn hear(self: &Arc<Self>, line: &mut Line, pieces: usize) {
-        let mut buffer = vec![0; 64 << 10];
+    fn hear(self: &Arc<Self>, line: &mut Line, pieces: usize, buffer: &mut [u8]) {
         for _ in 0..pieces {
             let Some(fd) = &line.fd else { return };
-            let count = match crate::sys::io::receive_now(fd, &mut buffer) {
+            let count = match crate::sys::io::receive_now(fd, buffer) {
                 Ok(count) => count,
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
                 // ECONNRESET: it died with something of ours unread. All it said has been heard.
@@ -327,7 +393,7 @@ impl Unit {
     }
 
     /// It has ended: hears its last words, reaps it, tells everybody. `false` if it lives after all.
-    pub(crate) fn on_exit(self: &Arc<Self>) -> bool {
+    pub(crate) fn on_exit(self: &Arc<Self>, buffer: &mut [u8]) -> bool {
         {
             let mut line = lock(&self.line);
             // The dead add nothing, so this ends: at the last byte, at its last word, or, where a grandchild holds the
@@ -338,7 +404,7 @@ impl Unit {
                 if !before || !more {
                     break;
                 }
-                self.hear(&mut line, 16);
+                self.hear(&mut line, 16, buffer);
             }
         }
         let waker = {
@@ -346,7 +412,7 @@ impl Unit {
             if state.end.is_some() {
                 return true;
             }
-            let Some(status) = pidfd::reap(&self.pidfd) else { return false };
+            let Some(status) = pidfd::reap(self.pidfd()) else { return false };
             let verdict = state.life.on_end(status);
             state.end = Some(End { status, verdict: Some(verdict) });
             state.waker.take()

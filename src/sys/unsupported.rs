@@ -15,6 +15,70 @@ pub(crate) mod constructor {
     }
 }
 
+pub(crate) mod clone {
+    use super::io::OwnedFd;
+    use super::ledger::Ledger;
+
+    pub(crate) struct Alone;
+
+    impl Alone {
+        pub(crate) fn prove() -> Result<Self, String> {
+            Err("needs Linux".into())
+        }
+
+        pub(crate) fn clone(&self, _: &Ledger) -> std::io::Result<Option<(u32, OwnedFd)>> {
+            super::none()
+        }
+    }
+
+    pub(crate) fn identity(_: &OwnedFd) -> Option<u64> {
+        None
+    }
+}
+
+pub(crate) mod environment {
+    use std::ffi::OsString;
+
+    pub(crate) fn set(_: Vec<u8>) {}
+
+    pub(crate) fn block(_: &[(OsString, OsString)]) -> std::io::Result<Vec<u8>> {
+        super::none()
+    }
+}
+
+pub(crate) mod ledger {
+    use super::io::OwnedFd;
+
+    pub(crate) struct Ledger;
+
+    impl Ledger {
+        pub(crate) fn new() -> std::io::Result<(Self, OwnedFd)> {
+            super::none()
+        }
+
+        pub(crate) fn open(_: &OwnedFd) -> std::io::Result<Self> {
+            super::none()
+        }
+
+        pub(crate) fn begin(&self, _: u64) {}
+
+        pub(crate) fn child_of(&self, _: u64) -> Option<u32> {
+            None
+        }
+    }
+}
+
+pub(crate) mod rights {
+    use serde::{Deserialize, Serialize};
+
+    #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+    pub(crate) struct Rights;
+
+    pub(crate) fn of_this_thread() -> Rights {
+        Rights
+    }
+}
+
 pub(crate) mod image {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -113,7 +177,46 @@ pub(crate) mod io {
         false
     }
 
-    pub(crate) fn receive(_: impl AsFd, _: &mut [u8]) -> Result<usize> {
+    pub(crate) struct Received {
+        pub(crate) count: usize,
+        pub(crate) descriptors: Vec<OwnedFd>,
+    }
+
+    pub(crate) fn packet_line() -> Result<(OwnedFd, OwnedFd)> {
+        none()
+    }
+
+    pub(crate) fn put_line(_: OwnedFd) {}
+
+    pub(crate) fn send_with(_: impl AsFd, _: &[&[u8]], _: &[BorrowedFd<'_>]) -> Result<usize> {
+        none()
+    }
+
+    pub(crate) fn receive_with(_: impl AsFd, _: &mut [u8]) -> Result<Received> {
+        none().map(|()| Received { count: 0, descriptors: Vec::new() })
+    }
+
+    pub(crate) fn wait_any(all: &[BorrowedFd<'_>], _: bool, _: Option<Duration>) -> Vec<bool> {
+        vec![true; all.len()]
+    }
+
+    pub(crate) fn standard(_: i32) -> Option<BorrowedFd<'static>> {
+        None
+    }
+
+    pub(crate) fn set_standard(_: i32, _: &OwnedFd) -> Result<()> {
+        none()
+    }
+
+    pub(crate) fn duplicate(_: impl AsFd) -> Result<OwnedFd> {
+        none()
+    }
+
+    pub(crate) fn is_same_file(_: impl AsFd, _: impl AsFd) -> bool {
+        false
+    }
+
+    pub(crate) fn directory(_: Option<&std::path::Path>) -> Result<OwnedFd> {
         none()
     }
 
@@ -173,6 +276,14 @@ pub(crate) mod lifecycle {
 
     pub(crate) fn set_name(_: &str) {}
 
+    pub(crate) fn go_to(_: &super::io::OwnedFd) -> std::io::Result<()> {
+        super::none()
+    }
+
+    pub(crate) fn go_to_root() {}
+
+    pub(crate) fn set_umask(_: u32) {}
+
     pub(crate) fn thread_id() -> u32 {
         0
     }
@@ -193,6 +304,16 @@ pub(crate) mod pidfd {
 
     use super::io::{AsFd, OwnedFd};
     use super::none;
+
+    pub(crate) fn open(_: u32) -> Result<OwnedFd> {
+        none()
+    }
+
+    pub(crate) fn open_child(_: u32) -> Result<OwnedFd> {
+        none()
+    }
+
+    pub(crate) fn end_by_number(_: u32) {}
 
     pub(crate) fn send_signal(_: impl AsFd, _: i32) -> Result<()> {
         none()
@@ -220,6 +341,7 @@ pub(crate) mod signals {
     pub(crate) const KILL: i32 = 9;
     pub(crate) const CONT: i32 = 18;
     pub(crate) const ABRT: i32 = 6;
+    pub(crate) const GUARD: i32 = 61;
     #[cfg(feature = "testing")]
     pub(crate) const STOP_SIGNAL: i32 = 19;
 
@@ -270,7 +392,11 @@ pub(crate) mod spawn {
         pub(crate) umask: Option<u32>,
         pub(crate) streams: [Option<BorrowedFd<'a>>; 3],
         pub(crate) line: BorrowedFd<'a>,
-        pub(crate) guarded: bool,
+        pub(crate) death_signal: Option<i32>,
+    }
+
+    pub(crate) fn stays_here() -> bool {
+        true
     }
 
     pub(crate) fn spawn(_: Image<'_>) -> Result<(u32, OwnedFd), (&'static str, Error)> {

@@ -6,7 +6,8 @@
 use std::fmt;
 
 const MAGIC: u32 = 0x4f66_7331;
-const HEADER: usize = 16;
+/// The length of a header.
+pub(crate) const HEADER: usize = 16;
 
 /// Bodies of all kinds but [`Kind::Unit`] and [`Kind::Value`] are small; a larger one is a breach.
 const SMALL: u64 = 16 << 20;
@@ -45,12 +46,16 @@ pub(crate) struct Frame {
 
 /// The bytes of a frame, to be sent.
 pub(crate) fn encode(kind: Kind, body: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(HEADER + body.len());
-    bytes.extend_from_slice(&MAGIC.to_le_bytes());
-    bytes.extend_from_slice(&(kind as u32).to_le_bytes());
-    bytes.extend_from_slice(&(body.len() as u64).to_le_bytes());
-    bytes.extend_from_slice(body);
-    bytes
+    [&header(kind, body.len()), body].concat()
+}
+
+/// The header of a frame, for a body that is sent by itself.
+pub(crate) fn header(kind: Kind, length: usize) -> [u8; HEADER] {
+    let mut header = [0; HEADER];
+    header[..4].copy_from_slice(&MAGIC.to_le_bytes());
+    header[4..8].copy_from_slice(&(kind as u32).to_le_bytes());
+    header[8..].copy_from_slice(&(length as u64).to_le_bytes());
+    header
 }
 
 /// Bytes that are no frame of ours.

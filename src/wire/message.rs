@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::sys::rights::Rights;
+
 /// What to run, and on what terms.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Start {
@@ -18,11 +20,55 @@ pub(crate) struct Start {
     pub(crate) name: String,
     /// Whether the unit is ended when its parent dies, and how long after TERM.
     pub(crate) guard: Option<Guard>,
+    /// For a child that was cloned; one that was executed has it from the kernel.
+    pub(crate) context: Option<Context>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+/// What a child is to have of its caller's, in so far as its zygote has it otherwise.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Context {
+    /// All of it: `NAME=value` each, with a NUL between them.
+    pub(crate) environment: Option<Vec<u8>>,
+    pub(crate) umask: Option<u32>,
+    /// Which standard streams come along, as descriptors behind that of the current directory.
+    pub(crate) streams: [bool; 3],
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Guard {
     pub(crate) grace: Option<Duration>,
+}
+
+/// To a zygote, first of all. With it go a pidfd of the parent and the ledger.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Welcome {
+    /// As in [`Start`].
+    pub(crate) nonce: u64,
+}
+
+/// From a zygote, first of all.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    /// Why it cannot make children; then it has ended.
+    pub(crate) unfit: Option<String>,
+    pub(crate) rights: Rights,
+}
+
+/// To a zygote: a child, please. With it goes the child's end of its line.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Request {
+    pub(crate) id: u64,
+    pub(crate) guard: Option<Guard>,
+    /// For the test-only step hook: what the child is to do at which step.
+    pub(crate) wish: Option<String>,
+}
+
+/// From a zygote: what came of a request. With it goes the child's pidfd.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Reply {
+    pub(crate) id: u64,
+    /// The child's pid, or the step that failed and the number of the error.
+    pub(crate) made: Result<u32, (String, i32)>,
 }
 
 /// A panic, as it comes home.

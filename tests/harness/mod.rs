@@ -10,8 +10,8 @@ use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Only one so far. The next comes with a switch that forces it.
-pub const LAUNCHERS: &[&str] = &["exec"];
+/// As `OFFSPRING_LAUNCHER` forces them.
+pub const LAUNCHERS: &[&str] = &["exec", "zygote"];
 const TAG: &str = "OFFSPRING_TEST";
 
 /// Declares tests that run through the harness.
@@ -37,7 +37,7 @@ pub fn run(path: &str, body: impl FnOnce()) {
         let tag = format!("{name}-{launcher}-{}", std::process::id());
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args([name, "--exact", "--nocapture", "--test-threads=1"]);
-        command.env(TAG, &tag).stdin(Stdio::null());
+        command.env(TAG, &tag).env("OFFSPRING_LAUNCHER", launcher).stdin(Stdio::null());
         let output = finish(command, Duration::from_secs(120));
         let orphans = tagged(&tag);
         orphans.iter().for_each(|pid| kill(*pid, libc::SIGKILL));
@@ -131,14 +131,27 @@ pub fn tag() -> String {
     std::env::var(TAG).unwrap()
 }
 
-/// Every live process with that tag in its environment, but this one.
+/// This process's zygote, if there is one.
+pub fn zygote() -> Option<u32> {
+    let children = std::fs::read_dir("/proc/self/task")
+        .unwrap()
+        .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok());
+    let children: Vec<String> = children.collect();
+    let pids = children.iter().flat_map(|list| list.split_whitespace()).filter_map(|pid| pid.parse().ok());
+    pids.filter(|pid| is_alive(*pid)).find(|pid| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "offspring")
+    })
+}
+
+/// Every live process with that tag in its environment, but this one and its zygote.
 pub fn tagged(tag: &str) -> Vec<u32> {
     let entry = format!("{TAG}={tag}\0");
+    let own = zygote();
     let processes = std::fs::read_dir("/proc")
         .unwrap()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     processes
-        .filter(|pid| *pid != std::process::id() && is_alive(*pid))
+        .filter(|pid| *pid != std::process::id() && Some(*pid) != own && is_alive(*pid))
         .filter(|pid| {
             let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
             environment.windows(entry.len()).any(|window| window == entry.as_bytes())

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-pub(crate) use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+pub(crate) use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
@@ -13,7 +13,6 @@ use rustix::pipe::PipeFlags;
 
 /// The same file at a descriptor above the standard streams.
 pub(crate) fn above_stdio(fd: OwnedFd) -> io::Result<OwnedFd> {
-    use std::os::fd::AsRawFd;
     if fd.as_raw_fd() > 2 { Ok(fd) } else { Ok(rustix::io::fcntl_dupfd_cloexec(&fd, 3)?) }
 }
 
@@ -21,6 +20,13 @@ pub(crate) fn above_stdio(fd: OwnedFd) -> io::Result<OwnedFd> {
 pub(crate) fn line() -> io::Result<(OwnedFd, OwnedFd)> {
     let (a, b) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    Ok((above_stdio(a)?, above_stdio(b)?))
+}
+
+/// As [`line`], but what is sent in one piece arrives in one piece.
+pub(crate) fn packet_line() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (a, b) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     Ok((above_stdio(a)?, above_stdio(b)?))
 }
 
@@ -57,6 +63,122 @@ pub(crate) fn take_line() -> OwnedFd {
     line
 }
 
+/// In a child that was cloned: puts the end of its line where [`take_line`] finds it, in the place of its maker's.
+pub(crate) fn put_line(line: OwnedFd) {
+    // SAFETY: dup3(2) on our own descriptors: what was there is the copy of the maker's line, which nobody in this
+    // process uses any more.
+    unsafe { libc::dup3(line.as_raw_fd(), super::spawn::LINE, libc::O_CLOEXEC) };
+}
+
+/// How many descriptors go with one message at most.
+pub(crate) const MOST: usize = 4;
+
+/// Sends what fits, and the descriptors with it. `WouldBlock` if nothing does.
+pub(crate) fn send_with(
+    line: impl AsFd,
+    parts: &[&[u8]],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<usize> {
+    let parts: Vec<io::IoSlice<'_>> = parts.iter().map(|part| io::IoSlice::new(part)).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+    let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() {
+        control.push(rustix::net::SendAncillaryMessage::ScmRights(descriptors));
+    }
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    Ok(rustix::io::retry_on_intr(|| rustix::net::sendmsg(&line, &parts, &mut control, flags))?)
+}
+
+/// What one call received.
+pub(crate) struct Received {
+    /// How many bytes; 0 at the end.
+    pub(crate) count: usize,
+    /// Fewer than were sent if this process has no room for them; those are lost.
+    pub(crate) descriptors: Vec<OwnedFd>,
+}
+
+/// Receives what is there, and the descriptors that came with it. `WouldBlock` if nothing is.
+pub(crate) fn receive_with(line: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage};
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let got = rustix::io::retry_on_intr(|| {
+        rustix::net::recvmsg(&line, &mut [io::IoSliceMut::new(buffer)], &mut control, flags)
+    })?;
+    let mut descriptors = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    // One that took the place of a closed standard stream would be taken for it.
+    let descriptors = descriptors.into_iter().map(above_stdio).collect::<io::Result<_>>().unwrap_or_default();
+    Ok(Received { count: got.bytes, descriptors })
+}
+
+/// Waits until one of them can be read (or, of the first, written, if so asked) or has ended, or the time is over; which.
+pub(crate) fn wait_any(descriptors: &[BorrowedFd<'_>], writes: bool, time: Option<Duration>) -> Vec<bool> {
+    use rustix::event::{PollFd, PollFlags, poll};
+    let flags = |first| if first && writes { PollFlags::OUT } else { PollFlags::IN };
+    let mut all: Vec<PollFd<'_>> =
+        descriptors.iter().enumerate().map(|(n, fd)| PollFd::new(fd, flags(n == 0))).collect();
+    let time = time.map(|time| rustix::time::Timespec {
+        tv_sec: time.as_secs().min(3600) as i64,
+        tv_nsec: time.subsec_nanos() as _,
+    });
+    let _ = poll(&mut all, time.as_ref());
+    all.iter().map(|fd| !fd.revents().is_empty()).collect()
+}
+
+/// A standard stream of this process, if it is open.
+pub(crate) fn standard(stream: i32) -> Option<BorrowedFd<'static>> {
+    // SAFETY: fcntl(2) fails on a descriptor that is not open; what is borrowed here is only ever handed to system calls,
+    // which fail as well if the program closes the stream meanwhile.
+    unsafe { (libc::fcntl(stream, libc::F_GETFD) >= 0).then(|| BorrowedFd::borrow_raw(stream)) }
+}
+
+/// Puts a file in the place of a standard stream.
+pub(crate) fn set_standard(stream: i32, file: &OwnedFd) -> io::Result<()> {
+    // SAFETY: dup2(2) of a descriptor of ours.
+    let done = unsafe { libc::dup2(file.as_raw_fd(), stream) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Another descriptor of the same open file.
+pub(crate) fn duplicate(fd: impl AsFd) -> io::Result<OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(&fd, 3)?)
+}
+
+/// Whether both are the same open file; `false` as well if the kernel does not tell.
+pub(crate) fn is_same_file(a: impl AsFd, b: impl AsFd) -> bool {
+    /// Since Linux 6.10: include/uapi/linux/fcntl.h.
+    const F_DUPFD_QUERY: i32 = 1024 + 3;
+    const KCMP_FILE: i32 = 0;
+    let (a, b) = (a.as_fd().as_raw_fd(), b.as_fd().as_raw_fd());
+    // SAFETY: both calls only compare. (kcmp(2) says 0 for the same.)
+    unsafe {
+        match libc::fcntl(a, F_DUPFD_QUERY, b) {
+            -1 => {
+                let own = libc::getpid();
+                libc::syscall(libc::SYS_kcmp, own, own, KCMP_FILE, a as libc::c_ulong, b as libc::c_ulong)
+                    == 0
+            }
+            same => same == 1,
+        }
+    }
+}
+
+/// A directory, to be gone to by whoever gets the descriptor: the calling thread's own, or the one of that path. Fails as
+/// going there would.
+pub(crate) fn directory(path: Option<&std::path::Path>) -> io::Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags};
+    // The dot at the end is looked up in the directory itself, which asks for the right to go there.
+    let path = path.map_or_else(|| ".".into(), |path| path.join("."));
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    above_stdio(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
 /// Sends what fits. `WouldBlock` if nothing does.
 pub(crate) fn send_now(line: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     Ok(rustix::io::retry_on_intr(|| {
@@ -83,11 +205,6 @@ pub(crate) fn is_readable(fd: impl AsFd, seconds: i64) -> bool {
     use rustix::event::{PollFd, PollFlags, poll};
     let time = rustix::time::Timespec { tv_sec: seconds, tv_nsec: 0 };
     poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&time)).is_ok_and(|ready| ready > 0)
-}
-
-/// Receives something, waiting as long as it takes: 0 at the end.
-pub(crate) fn receive(line: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
-    Ok(rustix::io::retry_on_intr(|| rustix::net::recv(&line, &mut *buffer, RecvFlags::empty()))?.0)
 }
 
 /// Reads and throws away some of what is in a pipe; `false` once it has ended. Needs the pipe to be non-blocking.

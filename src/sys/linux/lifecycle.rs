@@ -1,6 +1,7 @@
 //! A process as a whole: who it is, how it ends.
 
 use std::ffi::{CString, c_int};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// Runs `handler` when the process leaves `main` or calls `exit`. Refused only for want of memory.
@@ -41,6 +42,21 @@ pub(crate) fn set_name(name: &str) {
     if let Ok(name) = CString::new(name) {
         let _ = rustix::thread::set_name(&name);
     }
+}
+
+/// Goes to a directory.
+pub(crate) fn go_to(directory: &OwnedFd) -> std::io::Result<()> {
+    Ok(rustix::process::fchdir(directory)?)
+}
+
+/// Goes where no directory of anybody's is kept.
+pub(crate) fn go_to_root() {
+    let _ = rustix::process::chdir("/");
+}
+
+/// Sets the file mode creation mask.
+pub(crate) fn set_umask(mask: u32) {
+    rustix::process::umask(rustix::fs::Mode::from_bits_truncate(mask));
 }
 
 /// The calling thread's id in the kernel. Unlike std's, it can be asked while thread-local storage is torn down.

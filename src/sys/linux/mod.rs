@@ -1,9 +1,13 @@
 //! Linux 5.4 and newer, with glibc.
 
+pub(crate) mod clone;
 pub(crate) mod constructor;
+pub(crate) mod environment;
 pub(crate) mod image;
 pub(crate) mod io;
+pub(crate) mod ledger;
 pub(crate) mod lifecycle;
 pub(crate) mod pidfd;
+pub(crate) mod rights;
 pub(crate) mod signals;
 pub(crate) mod spawn;

@@ -11,6 +11,35 @@ use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus};
 /// code, nor a signal.
 const LOST: i32 = 0x007f;
 
+/// A process by its pid.
+pub(crate) fn open(pid: u32) -> io::Result<OwnedFd> {
+    let pid = rustix::process::Pid::from_raw(pid as i32).ok_or(io::ErrorKind::InvalidInput)?;
+    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
+    super::io::above_stdio(pidfd)
+}
+
+/// Our child of that pid, which the kernel told us of. An error if it is gone, or if there is no descriptor for it.
+pub(crate) fn open_child(pid: u32) -> io::Result<OwnedFd> {
+    let pidfd = open(pid)?;
+    // Fails with ECHILD for whoever is no child of ours.
+    rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), LOOK)?;
+    Ok(pidfd)
+}
+
+/// Ends a child of ours for which there is no descriptor: by its number, which cannot be a stranger's before it has been
+/// waited for.
+pub(crate) fn end_by_number(pid: u32) {
+    let Some(pid) = rustix::process::Pid::from_raw(pid as i32) else { return };
+    if rustix::process::waitid(WaitId::Pid(pid), LOOK).is_ok() {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        let _ =
+            rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED));
+    }
+}
+
+/// Whether there is such a child, ended or not. It stays to be waited for.
+const LOOK: WaitIdOptions = WaitIdOptions::EXITED.union(WaitIdOptions::NOHANG).union(WaitIdOptions::NOWAIT);
+
 /// Sends a signal. `Ok` too if the process has ended.
 pub(crate) fn send_signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
     // SAFETY: pidfd_send_signal(2) takes a descriptor, which the borrow keeps open, a number and a null record.

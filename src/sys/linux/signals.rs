@@ -4,7 +4,7 @@
 
 use std::mem::{MaybeUninit, zeroed};
 use std::ptr::{null, null_mut};
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use libc::{c_int, c_void};
@@ -157,6 +157,9 @@ pub(crate) fn install_guard(parent: u32, grace: Option<Duration>) {
     let grace = grace.map_or(u64::MAX, |grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
     GRACE.store(grace, Ordering::Relaxed);
     install(GUARD, guard, libc::SA_RESTART);
+    // One that was executed has asked for it already, before it was; one that was cloned has not.
+    // SAFETY: prctl(2) sets what belongs to this process.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, GUARD) };
     // The death signal says nothing when the very thread that started us executes another program. The line does: its
     // other end closes with that, and the kernel tells by the signal asked for here (fcntl(2), F_SETSIG).
     // SAFETY: fcntl(2) on our own line.
@@ -183,6 +186,11 @@ pub(crate) fn orphaned(parent: i32) -> bool {
 }
 
 fn end_myself() {
+    // Told by the kernel, by the line and by the zygote; heard once.
+    static ONCE: AtomicBool = AtomicBool::new(false);
+    if ONCE.swap(true, Ordering::SeqCst) {
+        return;
+    }
     let grace = GRACE.load(Ordering::Relaxed);
     // SAFETY: system calls on valid records. The raw ones, for glibc's timer_create(3) may allocate, which a signal
     // handler must not.

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::ptr::null;
 
 use super::io::above_stdio;
-use super::signals::{self, GUARD};
+use super::signals;
 
 /// The descriptor at which a child finds its line.
 pub(crate) const LINE: i32 = 3;
@@ -27,7 +27,8 @@ pub(crate) struct Image<'a> {
     /// What to put in the place of descriptors 0 to 2; `None` leaves the caller's.
     pub(crate) streams: [Option<BorrowedFd<'a>>; 3],
     pub(crate) line: BorrowedFd<'a>,
-    pub(crate) guarded: bool,
+    /// The signal to be sent to it when the calling thread ends.
+    pub(crate) death_signal: Option<i32>,
 }
 
 /// What the child's few lines before `exec` read and write, in memory shared with the caller, who stands still.
@@ -38,7 +39,7 @@ struct Shared {
     umask: Option<u32>,
     streams: [c_int; 3],
     line: c_int,
-    guarded: bool,
+    death_signal: c_int,
     failed: (&'static str, c_int),
 }
 
@@ -60,7 +61,7 @@ pub(crate) fn spawn(image: Image<'_>) -> Result<(u32, OwnedFd), (&'static str, i
         umask: image.umask,
         streams: image.streams.map(raw),
         line: image.line.as_raw_fd(),
-        guarded: image.guarded,
+        death_signal: image.death_signal.unwrap_or(0),
         failed: ("", 0),
     };
     let mut stack: Vec<u128> = Vec::with_capacity(STACK / 16);
@@ -101,6 +102,12 @@ pub(crate) fn spawn(image: Image<'_>) -> Result<(u32, OwnedFd), (&'static str, i
     Ok((pid as u32, above))
 }
 
+/// Whether a child of this thread is in the pid namespace that this process is in (unshare(2), CLONE_NEWPID).
+pub(crate) fn stays_here() -> bool {
+    let name = |path| std::fs::read_link(path).ok();
+    name("/proc/self/ns/pid") == name("/proc/thread-self/ns/pid_for_children")
+}
+
 /// A child that cannot be handed out must not be.
 fn abandon(pidfd: &OwnedFd, error: io::Error) -> io::Error {
     let _ = super::pidfd::send_signal(pidfd, signals::KILL);
@@ -119,8 +126,8 @@ extern "C" fn child(shared: *mut c_void) -> c_int {
         //    a handler of the program, so that all may come but those that are to find one of ours.
         signals::default_all();
         signals::block_until_open();
-        // 2. The guard: pending until the child's handler is in place, and kept over exec.
-        if shared.guarded && libc::prctl(libc::PR_SET_PDEATHSIG, GUARD) != 0 {
+        // 2. The guard: pending until the child's handler is in place, and kept over exec. (0: none.)
+        if libc::prctl(libc::PR_SET_PDEATHSIG, shared.death_signal) != 0 {
             return fail(shared, "death signal");
         }
         // 3. Descriptors: streams, line, and nothing else.

@@ -1,0 +1,156 @@
+//! The zygote launcher: asks the zygote for a child, and sends that child what it has otherwise than its caller.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::launcher::{Failure, Launch, deliver};
+use super::unit::{Birth, Unit};
+use super::zygote::{Absent, Zygote};
+use crate::hook;
+use crate::sys::io::{self as sysio, AsFd, BorrowedFd, OwnedFd};
+use crate::sys::{environment, rights};
+use crate::wire::message::{Context, Request};
+
+/// Starts the unit; within, why another launcher is to do it.
+pub(super) fn launch(launch: &Launch<'_>) -> Result<Result<Arc<Unit>, Failure>, Failure> {
+    let runtime = &launch.starting.runtime;
+    let deadline = launch.began.checked_add(launch.terms.start_timeout);
+    let seen = runtime.zygotes.crashes();
+    loop {
+        let zygote = match runtime.zygotes.get(runtime, deadline, seen) {
+            Ok(zygote) => zygote,
+            Err(Absent::Refused(step, error)) => return Ok(Err((step, error))),
+            Err(Absent::Failed(what)) => return Err(("the zygote".into(), io::Error::other(what))),
+            Err(Absent::Late) => return Err(late()),
+        };
+        if !zygote.has_rights(&rights::of_this_thread()) {
+            let what = "the calling thread has other rights than the process had at its first start";
+            return Ok(Err(("zygote".into(), io::Error::other(what))));
+        }
+        match ask(launch, &zygote, deadline)? {
+            Asked::Unit(unit) => return Ok(Ok(unit)),
+            Asked::Refused(step, error) => return Ok(Err((step, error))),
+            // It died, and this child was not made: once more.
+            Asked::Gone => {}
+        }
+    }
+}
+
+enum Asked {
+    Unit(Arc<Unit>),
+    Refused(String, io::Error),
+    Gone,
+}
+
+fn ask(launch: &Launch<'_>, zygote: &Arc<Zygote>, deadline: Option<Instant>) -> Result<Asked, Failure> {
+    let runtime = &launch.starting.runtime;
+    macro_rules! refused {
+        ($step:literal) => {
+            |error| Asked::Refused($step.into(), error)
+        };
+    }
+    let settings = &launch.order.settings;
+    let directory = match sysio::directory(settings.current_dir.as_deref()) {
+        Ok(directory) => directory,
+        Err(error) if settings.current_dir.is_some() => return Err(("current directory".into(), error)),
+        // One that may be stayed in but not gone to.
+        Err(error) => return Ok(refused!("current directory")(error)),
+    };
+    let environment =
+        environment::block(&launch.environment).map_err(|error| ("environment".to_owned(), error))?;
+    let environment = (environment != zygote.environment).then_some(environment);
+    let Streams { files, differ } = match streams(launch, zygote) {
+        Ok(streams) => streams,
+        Err(error) => return Ok(refused!("standard streams")(error)),
+    };
+    let context = Context { environment, umask: settings.umask, streams: differ };
+    let messages = launch.messages(zygote.nonce, Some(context));
+    let (start, header) = messages.map_err(|error| ("its terms".to_owned(), error))?;
+    let descriptors: Vec<BorrowedFd<'_>> =
+        std::iter::once(directory.as_fd()).chain(files.iter().flatten().map(File::as_fd)).collect();
+
+    let (ours, theirs) = sysio::line().map_err(|error| ("socketpair".to_owned(), error))?;
+    let unsent = match deliver(&ours, [&start, &header, &launch.order.bytes], &descriptors) {
+        Ok(unsent) => unsent,
+        Err(error) => return Ok(refused!("sending its context")(error)),
+    };
+    let unit = Unit::new(launch, ours, unsent);
+    // From here on it is the reaper that says what becomes of it.
+    if !runtime.expect(&unit, || zygote.is_alive()) {
+        return Ok(Asked::Gone);
+    }
+    let request = Request { id: unit.id, guard: launch.guard(), wish: hook::wish(&launch.environment) };
+    let sent = zygote.request(&request, &theirs, deadline);
+    drop(theirs);
+    hook::step("parent", "launched");
+    if let Err(error) = sent {
+        // Not asked, so not made. If the zygote is dead, the reaper is to find that out before the next is asked for.
+        runtime.strike(&unit);
+        if is_gone(&error) {
+            runtime.zygotes.wait_for_end(zygote, deadline);
+        }
+        return Ok(if is_gone(&error) { Asked::Gone } else { refused!("asking the zygote")(error) });
+    }
+    loop {
+        let patience = Instant::now().checked_add(super::zygote::PATIENCE);
+        match unit.wait_born([deadline, patience].into_iter().flatten().min()) {
+            Some(Birth::Born) => return Ok(Asked::Unit(unit)),
+            Some(Birth::Gone) => return Ok(Asked::Gone),
+            Some(Birth::Refused(step, error)) => return Ok(Asked::Refused(step, error)),
+            // What comes of it all the same is killed: its own start is over as well.
+            None if deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
+                unit.on_time();
+                return Err(late());
+            }
+            None => zygote.replace_if_silent(),
+        }
+    }
+}
+
+/// The line has no other end any more.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
+fn late() -> Failure {
+    ("the zygote".into(), io::Error::new(io::ErrorKind::TimedOut, "did not make a child in time"))
+}
+
+/// A file for a standard stream: this process's own, or one of the launch's.
+enum File<'a> {
+    Borrowed(BorrowedFd<'a>),
+    Null(OwnedFd),
+}
+
+impl File<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Borrowed(file) => *file,
+            Self::Null(file) => file.as_fd(),
+        }
+    }
+}
+
+struct Streams<'a> {
+    files: [Option<File<'a>>; 3],
+    differ: [bool; 3],
+}
+
+/// What is to be sent of the streams: those that the builder set, and those that are not what they were when the zygote
+/// began.
+fn streams<'a>(launch: &'a Launch<'_>, zygote: &Zygote) -> io::Result<Streams<'a>> {
+    let mut files = [const { None }; 3];
+    for ((number, file), wanted) in (0..).zip(&mut files).zip(&launch.streams) {
+        *file = match (wanted, sysio::standard(number), &zygote.streams[number as usize]) {
+            (Some(wanted), ..) => Some(File::Borrowed(wanted.as_fd())),
+            (None, Some(own), Some(theirs)) if sysio::is_same_file(own, theirs) => None,
+            (None, Some(own), _) => Some(File::Borrowed(own)),
+            // Closed, and so it was: both have /dev/null there.
+            (None, None, None) => None,
+            (None, None, Some(_)) => Some(File::Null(sysio::null()?)),
+        };
+    }
+    let differ = files.each_ref().map(Option::is_some);
+    Ok(Streams { files, differ })
+}

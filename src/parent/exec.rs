@@ -1,0 +1,64 @@
+//! The exec launcher: the program is executed again for one unit.
+//!
+//! Directory, environment, streams and arguments are the caller's at that moment because the kernel hands them over, and so
+//! are the calling thread's rights, of which the unit never has more than an execve(2) leaves.
+
+use std::ffi::OsString;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use super::launcher::{Failure, Launch, deliver};
+use super::unit::Unit;
+use crate::hook;
+use crate::sys::io::{AsFd, OwnedFd};
+use crate::sys::{image, io as sysio, pidfd, signals, spawn};
+use crate::zygote::boot::{self, Claim, Role};
+
+pub(super) fn launch(launch: &Launch<'_>) -> Result<Arc<Unit>, Failure> {
+    let failed = |step: &'static str| move |error| (step.to_owned(), error);
+    let (ours, theirs) = sysio::line().map_err(failed("socketpair"))?;
+    let claim = claim(Role::Child);
+    let child = spawn::spawn(spawn::Image {
+        arguments: std::env::args_os().collect(),
+        environment: marked(&launch.environment, &claim),
+        directory: launch.order.settings.current_dir.as_deref(),
+        umask: launch.order.settings.umask,
+        streams: launch.streams.each_ref().map(|stream: &Option<OwnedFd>| stream.as_ref().map(AsFd::as_fd)),
+        line: theirs.as_fd(),
+        death_signal: launch.terms.terminate.then_some(signals::GUARD),
+    })
+    .map_err(|(step, error)| (step.to_owned(), error))?;
+    drop(theirs);
+    hook::step("parent", "launched");
+    let end = |error| {
+        // A child that nobody watches must not be.
+        let _ = pidfd::send_signal(&child.1, signals::KILL);
+        pidfd::reap_blocking(&child.1);
+        error
+    };
+    let (start, header) =
+        launch.messages(claim.nonce, None).map_err(|error| end(("its terms".into(), error)))?;
+    // It fails if the child is dead already, which its pidfd tells.
+    let unsent = deliver(&ours, [&start, &header, &launch.order.bytes], &[]).unwrap_or_default();
+    let unit = Unit::new(launch, ours, unsent);
+    launch.starting.runtime.expect(&unit, || true);
+    unit.on_birth(child).map_err(|error| ("epoll".to_owned(), error))?;
+    Ok(unit)
+}
+
+/// A new claim of this process's.
+pub(super) fn claim(role: Role) -> Claim {
+    Claim { role, parent: std::process::id(), nonce: RandomState::new().hash_one(0) }
+}
+
+/// An environment with the marker in it, as execve(2) takes it.
+pub(super) fn marked(environment: &[(OsString, OsString)], claim: &Claim) -> Vec<OsString> {
+    let own = environment.iter().filter(|(name, _)| name != boot::MARKER).cloned();
+    let marker = (boot::MARKER.into(), boot::marker(claim, image::anchor()).into());
+    let pair = |(mut name, value): (OsString, OsString)| {
+        name.push("=");
+        name.push(value);
+        name
+    };
+    own.chain([marker]).map(pair).collect()
+}

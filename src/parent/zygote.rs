@@ -1,0 +1,307 @@
+//! The user's process's view of its zygote: made at the first start, by the reaper's thread (children are tied to the thread
+//! that made their maker, and that one lives as long as anything here does); heard by the reaper; asked by whoever starts.
+
+use std::io;
+use std::process::ExitStatus;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::exec::{claim, marked};
+use super::runtime::Runtime;
+use super::unit::lock;
+use crate::log;
+use crate::sys::io::{self as sysio, AsFd, OwnedFd};
+use crate::sys::ledger::Ledger;
+use crate::sys::rights::Rights;
+use crate::sys::{environment, pidfd, signals, spawn};
+use crate::wire::codec;
+use crate::wire::message::{Hello, Request, Welcome};
+use crate::zygote::boot::Role;
+
+/// How long a zygote that has been asked may be silent. Then it is replaced: somebody has stopped it.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long its constructors may take before a start that waits in vain ends it.
+const BOOT: Duration = Duration::from_secs(10);
+
+/// So many that die one after the other before they are ready are an error.
+const CRASHES: u64 = 3;
+
+/// One zygote.
+pub(crate) struct Zygote {
+    line: OwnedFd,
+    pub(super) pidfd: OwnedFd,
+    ledger: Ledger,
+    pub(super) nonce: u64,
+    /// What it has from us: an environment, and standard streams (kept here to be compared with later ones).
+    pub(super) environment: Vec<u8>,
+    pub(super) streams: [Option<OwnedFd>; 3],
+    rights: OnceLock<Rights>,
+    began: Instant,
+    /// Milliseconds from `began` to its last word.
+    heard: AtomicU64,
+    dead: AtomicBool,
+}
+
+/// Why there is no zygote to be asked.
+pub(super) enum Absent {
+    /// Another launcher is to be taken.
+    Refused(String, io::Error),
+    /// It dies again and again.
+    Failed(String),
+    /// It was not ready in time.
+    Late,
+}
+
+/// At most one zygote.
+#[derive(Default)]
+pub(crate) struct Zygotes {
+    now: Mutex<Now>,
+    changed: Condvar,
+    wanted: AtomicBool,
+}
+
+#[derive(Default)]
+struct Now {
+    zygote: Option<Arc<Zygote>>,
+    /// Why none could be made the last time, until the next is wanted.
+    refused: Option<(String, Option<i32>, String)>,
+    /// Why none is to be made any more.
+    unfit: Option<String>,
+    /// How many died before they were ready, and how the last one did.
+    crashes: u64,
+    crash: Option<ExitStatus>,
+}
+
+impl Zygotes {
+    pub(super) fn crashes(&self) -> u64 {
+        lock(&self.now).crashes
+    }
+
+    /// The zygote, ready to be asked; it is made if there is none. `seen`: how many crashes are not to be counted.
+    pub(super) fn get(
+        &self,
+        runtime: &Runtime,
+        deadline: Option<Instant>,
+        seen: u64,
+    ) -> Result<Arc<Zygote>, Absent> {
+        let mut now = lock(&self.now);
+        let mut asked = false;
+        loop {
+            if let Some(zygote) = now.zygote.as_ref().filter(|zygote| zygote.rights.get().is_some()) {
+                return Ok(zygote.clone());
+            }
+            if let Some(why) = &now.unfit {
+                return Err(Absent::Refused("the zygote".into(), io::Error::other(why.clone())));
+            }
+            if let Some((step, errno, text)) = now.refused.as_ref().filter(|_| asked) {
+                let error =
+                    errno.map_or_else(|| io::Error::other(text.clone()), io::Error::from_raw_os_error);
+                return Err(Absent::Refused(step.clone(), error));
+            }
+            if now.crashes >= seen + CRASHES {
+                let how = now.crash.map_or_else(String::new, |status| format!("; the last: {status}"));
+                return Err(Absent::Failed(format!("{CRASHES} in a row ended before they were ready{how}")));
+            }
+            if now.zygote.is_none() && !self.wanted.swap(true, Ordering::SeqCst) {
+                now.refused = None;
+                runtime.poller.ring();
+            }
+            asked = true;
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            now = match left {
+                None => self.changed.wait(now).unwrap_or_else(PoisonError::into_inner),
+                Some(left) if left.is_zero() => {
+                    if let Some(zygote) = now.zygote.as_ref().filter(|zygote| zygote.began.elapsed() > BOOT) {
+                        zygote.kill();
+                    }
+                    return Err(Absent::Late);
+                }
+                Some(left) => self.changed.wait_timeout(now, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
+        }
+    }
+
+    /// Waits until that one has been seen to be dead.
+    pub(super) fn wait_for_end(&self, zygote: &Arc<Zygote>, deadline: Option<Instant>) {
+        let mut now = lock(&self.now);
+        while now.zygote.as_ref().is_some_and(|current| Arc::ptr_eq(current, zygote)) {
+            let left = deadline.map_or(PATIENCE, |end| end.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return;
+            }
+            now = self.changed.wait_timeout(now, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// For the reaper: makes one if one is wanted.
+    pub(super) fn make_if_wanted(&self, runtime: &Runtime) {
+        if !self.wanted.load(Ordering::SeqCst) {
+            return;
+        }
+        let made = Zygote::new().and_then(|zygote| {
+            let zygote = Arc::new(zygote);
+            runtime.watch_zygote(&zygote).map_err(|error| {
+                zygote.kill();
+                pidfd::reap_blocking(&zygote.pidfd);
+                ("epoll".into(), error)
+            })?;
+            Ok(zygote)
+        });
+        let mut now = lock(&self.now);
+        match made {
+            Ok(zygote) => now.zygote = Some(zygote),
+            Err((step, error)) => {
+                log::fallback(&step, &error);
+                now.refused = Some((step, error.raw_os_error(), error.to_string()));
+            }
+        }
+        self.wanted.store(false, Ordering::SeqCst);
+        self.changed.notify_all();
+    }
+
+    /// The one that lives, or has not been reaped.
+    pub(super) fn current(&self) -> Option<Arc<Zygote>> {
+        lock(&self.now).zygote.clone()
+    }
+
+    /// For the reaper: it has said its first word.
+    pub(super) fn on_hello(&self, zygote: &Zygote, hello: Hello) {
+        let mut now = lock(&self.now);
+        match hello.unfit {
+            None => {
+                log::zygote_ready(zygote.began.elapsed());
+                let _ = zygote.rights.set(hello.rights);
+            }
+            Some(why) => {
+                log::fallback("the zygote", &why);
+                now.unfit = Some(why);
+            }
+        }
+        self.changed.notify_all();
+    }
+
+    /// For the reaper: it has been reaped.
+    pub(super) fn on_end(&self, zygote: &Zygote, status: ExitStatus) {
+        log::zygote_ended(&status);
+        let mut now = lock(&self.now);
+        if zygote.rights.get().is_none() && now.unfit.is_none() {
+            now.crashes += 1;
+            now.crash = Some(status);
+        }
+        now.zygote = None;
+        self.changed.notify_all();
+    }
+}
+
+impl Zygote {
+    fn new() -> Result<Self, (String, io::Error)> {
+        let failed = |step: &'static str| move |error| (step.to_owned(), error);
+        if !spawn::stays_here() {
+            let what = "the next child will be the first of a new pid namespace";
+            return Err(("zygote".into(), io::Error::other(what)));
+        }
+        let (line, theirs) = sysio::packet_line().map_err(failed("socketpair"))?;
+        let (ledger, memory) = Ledger::new().map_err(failed("memfd_create"))?;
+        let own = pidfd::open(std::process::id()).map_err(failed("pidfd_open"))?;
+        let mut streams = [const { None }; 3];
+        for (number, kept) in (0..).zip(&mut streams) {
+            let stream = sysio::standard(number);
+            *kept = stream.map(sysio::duplicate).transpose().map_err(failed("standard streams"))?;
+        }
+        let environment: Vec<_> = std::env::vars_os().collect();
+        let claim = claim(Role::Zygote);
+        let welcome = codec::encode(&Welcome { nonce: claim.nonce });
+        let welcome = welcome.map_err(|error| ("its welcome".to_owned(), io::Error::other(error)))?;
+        sysio::send_with(&line, &[&welcome], &[own.as_fd(), memory.as_fd()])
+            .map_err(failed("its welcome"))?;
+        let (_, pidfd) = spawn::spawn(spawn::Image {
+            arguments: std::env::args_os().collect(),
+            environment: marked(&environment, &claim),
+            directory: None,
+            umask: None,
+            streams: [None; 3],
+            line: theirs.as_fd(),
+            // If it is stopped when we die, it goes on, and sees that.
+            death_signal: Some(signals::CONT),
+        })
+        .map_err(|(step, error)| (step.to_owned(), error))?;
+        Ok(Self {
+            line,
+            pidfd,
+            ledger,
+            nonce: claim.nonce,
+            environment: environment::block(&environment).map_err(failed("environment"))?,
+            streams,
+            rights: OnceLock::new(),
+            began: Instant::now(),
+            heard: AtomicU64::new(0),
+            dead: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn line(&self) -> &OwnedFd {
+        &self.line
+    }
+
+    pub(super) fn has_rights(&self, rights: &Rights) -> bool {
+        self.rights.get() == Some(rights)
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        !self.dead.load(Ordering::SeqCst)
+    }
+
+    /// For the reaper, under the table's lock: from now on no child of its is expected.
+    pub(super) fn on_death(&self) {
+        self.dead.store(true, Ordering::SeqCst);
+    }
+
+    /// For the reaper, after its death: the child that it had made for that request without saying so.
+    pub(super) fn child_of(&self, request: u64) -> Option<u32> {
+        self.ledger.child_of(request)
+    }
+
+    pub(super) fn on_word(&self) {
+        self.heard.store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Asks for a child.
+    pub(super) fn request(
+        &self,
+        request: &Request,
+        line: &OwnedFd,
+        deadline: Option<Instant>,
+    ) -> io::Result<()> {
+        let bytes = codec::encode(request).map_err(io::Error::other)?;
+        loop {
+            match sysio::send_with(&self.line, &[&bytes], &[line.as_fd()]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // Many have asked, and it has not answered.
+                    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+                    if left.is_some_and(|left| left.is_zero()) {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                    let pause = left.unwrap_or(PATIENCE).min(PATIENCE);
+                    if !sysio::wait_any(&[self.line.as_fd()], true, Some(pause))[0] {
+                        self.replace_if_silent();
+                    }
+                }
+                sent => return sent.map(drop),
+            }
+        }
+    }
+
+    /// Ends it if it has been asked and has not said anything for long.
+    pub(super) fn replace_if_silent(&self) {
+        let heard = Duration::from_millis(self.heard.load(Ordering::Relaxed));
+        if self.began.elapsed().saturating_sub(heard) > PATIENCE {
+            self.kill();
+        }
+    }
+
+    pub(super) fn kill(&self) {
+        let _ = pidfd::send_signal(&self.pidfd, signals::KILL);
+    }
+}

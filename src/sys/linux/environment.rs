@@ -1,0 +1,92 @@
+//! A child's environment: the marker in it, and another in its place.
+
+use std::ffi::{CStr, OsString, c_char};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+
+unsafe extern "C" {
+    static mut environ: *mut *mut c_char;
+}
+
+fn is_marker(entry: *const c_char) -> bool {
+    let name = crate::zygote::boot::MARKER.as_bytes();
+    // SAFETY: `entry` is a NUL-terminated string of the environment; strncmp stops at its end.
+    unsafe {
+        libc::strncmp(entry, name.as_ptr().cast(), name.len()) == 0
+            && *entry.add(name.len()) == b'=' as c_char
+    }
+}
+
+/// The marker's value, if there is one.
+pub(super) fn find_marker() -> Option<&'static [u8]> {
+    // SAFETY: before `main` nothing writes to the environment; it is a null-terminated array of strings, or null. The
+    // strings stand in the block that the process was given, which is never unmapped.
+    unsafe {
+        let mut slot = environ;
+        while !slot.is_null() && !(*slot).is_null() {
+            if is_marker(*slot) {
+                return Some(CStr::from_ptr((*slot).add(crate::zygote::boot::MARKER.len() + 1)).to_bytes());
+            }
+            slot = slot.add(1);
+        }
+    }
+    None
+}
+
+/// Takes every marker out of the environment, so that neither the unit nor what it starts ever sees one.
+pub(super) fn forget_marker() {
+    // SAFETY: as in find_marker; the array is compacted in place and stays null-terminated.
+    unsafe {
+        let (mut from, mut to) = (environ, environ);
+        loop {
+            *to = *from;
+            if (*from).is_null() {
+                return;
+            }
+            if !is_marker(*from) {
+                to = to.add(1);
+            }
+            from = from.add(1);
+        }
+    }
+}
+
+/// Makes a block the process's environment.
+pub(crate) fn set(mut block: Vec<u8>) {
+    // Closes what is not closed: each of the pointers below is to be one to a string.
+    block.push(0);
+    // Kept for good: the environment may be read at any time.
+    let block = block.leak();
+    let mut pointers = Vec::with_capacity(64);
+    let mut rest = &mut *block;
+    while let Some(end) = rest.iter().position(|byte| *byte == 0) {
+        let (entry, more) = rest.split_at_mut(end + 1);
+        if entry.len() > 1 {
+            pointers.push(entry.as_mut_ptr().cast::<c_char>());
+        }
+        rest = more;
+    }
+    pointers.push(std::ptr::null_mut());
+    // SAFETY: called before any code of the unit, while the process has one thread: nobody reads or writes the
+    // environment now. The array is null-terminated, its entries are NUL-terminated, and neither is ever freed (setenv(3)
+    // copies an array that it has not made itself).
+    unsafe { environ = pointers.leak().as_mut_ptr() };
+}
+
+/// An environment as it goes over the line: `NAME=value` each, with a NUL between them.
+pub(crate) fn block(environment: &[(OsString, OsString)]) -> io::Result<Vec<u8>> {
+    let mut block = Vec::with_capacity(4096);
+    for (name, value) in environment {
+        if !block.is_empty() {
+            block.push(0);
+        }
+        let start = block.len();
+        block.extend_from_slice(name.as_bytes());
+        block.push(b'=');
+        block.extend_from_slice(value.as_bytes());
+        if block[start..].contains(&0) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a name or a value with a NUL in it"));
+        }
+    }
+    Ok(block)
+}

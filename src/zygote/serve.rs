@@ -1,0 +1,141 @@
+//! The zygote's work: receive a request, clone, report; and, when the parent is gone, see to the children that it leaves.
+//!
+//! No code of the program runs here but its constructors, once, at the beginning. What the children inherit is what those
+//! have set up: this file opens nothing that stays open, starts no thread, and draws no random numbers (a `HashMap` made
+//! here would give every child the same seeds).
+
+use std::io;
+
+use super::boot::Claim;
+use super::wards::Wards;
+use crate::child;
+use crate::hook::{self, step};
+use crate::sys;
+use crate::sys::clone::Alone;
+use crate::sys::io::{AsFd, OwnedFd};
+use crate::sys::ledger::Ledger;
+use crate::wire::codec;
+use crate::wire::message::{Hello, Reply, Request, Welcome};
+
+/// Larger than any message that comes here.
+const BUFFER: usize = 4096;
+
+/// The whole life of the zygote, after the constructors.
+pub(crate) fn main(claim: Claim) -> ! {
+    step("zygote", "boot");
+    // 1. What each child would have to do otherwise, and what constructors have left to be printed.
+    child::prepare();
+    sys::lifecycle::flush_streams();
+    // 2. No signal from here on, also not the terminal's: the children's masks are opened in the children.
+    sys::signals::block_all();
+    sys::lifecycle::set_name("offspring");
+    sys::lifecycle::go_to_root();
+    // 3. The line, and on it whose zygote we are.
+    let line = sys::io::take_line();
+    let Some((parent, ledger)) = welcomed(&line, &claim) else { sys::lifecycle::exit_now(0) };
+    // 4. Whether we can be one.
+    let alone = Alone::prove();
+    let hello = Hello { unfit: alone.as_ref().err().cloned(), rights: sys::rights::of_this_thread() };
+    let zygote = Zygote { claim, line, parent, ledger, wards: Wards::default() };
+    zygote.say(&hello, None);
+    step("zygote", "ready");
+    match alone {
+        Ok(alone) => zygote.serve(&alone),
+        Err(_) => sys::lifecycle::exit_now(0),
+    }
+}
+
+/// The first message: a pidfd of the parent, and the ledger.
+fn welcomed(line: &OwnedFd, claim: &Claim) -> Option<(OwnedFd, Ledger)> {
+    let mut buffer = [0; BUFFER];
+    // Its parent may be gone without the line having ended, for it may have left a copy of itself.
+    while !sys::io::is_readable(line, 1) {
+        if sys::signals::orphaned(claim.parent as i32) {
+            return None;
+        }
+    }
+    let received = sys::io::receive_with(line, &mut buffer).ok()?;
+    let welcome: Welcome = codec::decode(&buffer[..received.count]).ok()?;
+    let [parent, ledger] = <[OwnedFd; 2]>::try_from(received.descriptors).ok()?;
+    (welcome.nonce == claim.nonce).then_some((parent, Ledger::open(&ledger).ok()?))
+}
+
+struct Zygote {
+    claim: Claim,
+    line: OwnedFd,
+    /// A pidfd: readable when the parent is dead. The line ends with it, but for a copy that the parent has forked, which
+    /// holds the other end.
+    parent: OwnedFd,
+    ledger: Ledger,
+    wards: Wards,
+}
+
+impl Zygote {
+    fn serve(mut self, alone: &Alone) -> ! {
+        let mut buffer = [0; BUFFER];
+        loop {
+            self.wait(false);
+            let received = match sys::io::receive_with(&self.line, &mut buffer) {
+                Ok(received) if received.count > 0 => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                // The parent has gone, or has executed another program.
+                _ => self.wards.mourn(),
+            };
+            step("zygote", "asked");
+            let Ok(request) = codec::decode::<Request>(&buffer[..received.count]) else { continue };
+            let line = match <[OwnedFd; 1]>::try_from(received.descriptors) {
+                Ok([line]) => line,
+                Err(_) => {
+                    const TOO_MANY_OPEN_FILES: i32 = 24;
+                    self.refuse(request.id, "receiving the line", TOO_MANY_OPEN_FILES);
+                    continue;
+                }
+            };
+            self.ledger.begin(request.id);
+            match alone.clone(&self.ledger) {
+                Ok(None) => {
+                    let Self { claim, line: own, parent, .. } = self;
+                    // Its place is taken by the child's line, which closes it.
+                    std::mem::forget(own);
+                    drop(parent);
+                    hook::adopt(request.wish);
+                    sys::io::put_line(line);
+                    child::cloned(claim)
+                }
+                Ok(Some((pid, pidfd))) => {
+                    drop(line);
+                    step("zygote", "cloned");
+                    self.say(&Reply { id: request.id, made: Ok(pid) }, Some(&pidfd));
+                    step("zygote", "told");
+                    if let Some(guard) = request.guard {
+                        self.wards.add(pid, &pidfd, guard.grace);
+                    }
+                }
+                Err(error) => self.refuse(request.id, "clone", error.raw_os_error().unwrap_or_default()),
+            }
+        }
+    }
+
+    fn refuse(&self, id: u64, step: &str, errno: i32) {
+        self.say(&Reply { id, made: Err((step.to_owned(), errno)) }, None);
+    }
+
+    fn say(&self, message: &impl serde::Serialize, descriptor: Option<&OwnedFd>) {
+        let Ok(bytes) = codec::encode(message) else { return };
+        let descriptor = descriptor.map(AsFd::as_fd);
+        while let Err(error) = sys::io::send_with(&self.line, &[&bytes], descriptor.as_slice()) {
+            match error.kind() {
+                io::ErrorKind::WouldBlock => self.wait(true),
+                _ => self.wards.mourn(),
+            }
+        }
+    }
+
+    /// Until the line can be read or written; does not come back once the parent is gone.
+    fn wait(&self, writes: bool) {
+        let ready = sys::io::wait_any(&[self.line.as_fd(), self.parent.as_fd()], writes, None);
+        if ready[1] {
+            self.wards.mourn();
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! The children that must not outlive the parent. Each carries a guard of its own; the zygote sees to those that cannot
+//! hear it: that are stopped, block every signal, or have changed their user.
+//!
+//! No descriptor is kept for them, for each child would inherit it, and starts would take longer the more units are alive.
+//! A child is known by its pid and by the number that the kernel gave its pidfd, which is never given again; before Linux
+//! 6.9 there is no such number, and the guard is all that they have.
+
+use std::time::{Duration, Instant};
+
+use crate::sys::clone::identity;
+use crate::sys::io::{AsFd, OwnedFd};
+use crate::sys::{io, lifecycle, pidfd, signals};
+
+#[derive(Default)]
+pub(crate) struct Wards {
+    list: Vec<Ward>,
+    /// How long the list may get before those that have ended are struck off.
+    limit: usize,
+}
+
+struct Ward {
+    pid: u32,
+    identity: u64,
+    grace: Option<Duration>,
+}
+
+impl Ward {
+    /// Its pidfd, if it has not been reaped.
+    fn open(&self) -> Option<OwnedFd> {
+        pidfd::open(self.pid).ok().filter(|pidfd| identity(pidfd) == Some(self.identity))
+    }
+}
+
+impl Wards {
+    pub(crate) fn add(&mut self, pid: u32, pidfd: &OwnedFd, grace: Option<Duration>) {
+        let Some(identity) = identity(pidfd) else { return };
+        if self.list.len() >= self.limit {
+            self.list.retain(|ward| ward.open().is_some());
+            // Twice what is left: so each is looked at a few times in all, however many live.
+            self.limit = (2 * self.list.len()).max(64);
+        }
+        self.list.push(Ward { pid, identity, grace });
+    }
+
+    /// The parent is gone: lets the guard of each child be heard, kills what lives after its grace, ends.
+    pub(crate) fn mourn(&self) -> ! {
+        let now = Instant::now();
+        let mut left: Vec<_> = self.list.iter().filter_map(|ward| Some((ward.open()?, ward.grace))).collect();
+        for (child, _) in &left {
+            let _ = pidfd::send_signal(child, signals::GUARD);
+            let _ = pidfd::send_signal(child, signals::CONT);
+        }
+        // Those that are never to be killed are not waited for.
+        left.retain(|(_, grace)| grace.is_some_and(|grace| now.checked_add(grace).is_some()));
+        while !left.is_empty() {
+            let spent = now.elapsed();
+            let rest = |grace: &Option<Duration>| grace.unwrap_or_default().saturating_sub(spent);
+            for (child, _) in left.iter().filter(|(_, grace)| rest(grace).is_zero()) {
+                let _ = pidfd::send_signal(child, signals::KILL);
+            }
+            // One that was killed needs a moment.
+            let pause = left.iter().map(|(_, grace)| rest(grace)).min().unwrap_or_default();
+            let pause = pause.max(Duration::from_millis(1));
+            let children: Vec<_> = left.iter().map(|(child, _)| child.as_fd()).collect();
+            let mut ended = io::wait_any(&children, false, Some(pause)).into_iter();
+            left.retain(|_| !ended.next().unwrap_or(true));
+        }
+        lifecycle::exit_now(0)
+    }
+}
