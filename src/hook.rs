@@ -5,6 +5,7 @@
 
 #[cfg(feature = "testing")]
 mod armed {
+    use std::ffi::OsString;
     use std::sync::OnceLock;
 
     use crate::parent::launcher::Launcher;
@@ -30,9 +31,9 @@ mod armed {
     }
 
     /// What a unit's own environment wishes, for a child that gets that environment later than its first step.
-    pub(crate) fn wish(environment: &[(std::ffi::OsString, std::ffi::OsString)]) -> Option<String> {
-        let entry = environment.iter().find(|(name, _)| name == VARIABLE);
-        entry.and_then(|(_, value)| value.to_str().map(str::to_owned))
+    pub(crate) fn wish(environment: impl FnOnce() -> Vec<(OsString, OsString)>) -> Option<String> {
+        let entry = environment().into_iter().find(|(name, _)| name == VARIABLE);
+        entry.and_then(|(_, value)| value.into_string().ok())
     }
 
     pub(crate) fn adopt(wish: Option<String>) {
@@ -50,11 +51,13 @@ mod armed {
 
 #[cfg(not(feature = "testing"))]
 mod armed {
+    use std::ffi::OsString;
+
     use crate::parent::launcher::Launcher;
 
     pub(crate) fn step(_: &str, _: &str) {}
 
-    pub(crate) fn wish(_: &[(std::ffi::OsString, std::ffi::OsString)]) -> Option<String> {
+    pub(crate) fn wish(_: impl FnOnce() -> Vec<(OsString, OsString)>) -> Option<String> {
         None
     }
 

@@ -9,25 +9,27 @@ use std::io;
 use crate::hook::step;
 use crate::sys;
 use crate::sys::image::Entry;
-use crate::sys::io::OwnedFd;
+use crate::sys::io::{MOST, OwnedFd};
 use crate::wire::codec;
 use crate::wire::frame::{Decoder, Frame, Kind};
 use crate::wire::message::{Context, Start, Step};
 use crate::zygote::boot::Claim;
 use run::{Host, Line};
 
-/// Does what Rust's runtime would have done before `main`: open streams, SIGPIPE, the overflow handler. Once for all in a
-/// zygote, for its children inherit it.
-pub(crate) fn prepare() {
+/// Does what Rust's runtime would have done before `main` (open streams, SIGPIPE, the overflow handler), and installs the
+/// guard's handler and the panic hook. Once for all in a zygote, for its children inherit it.
+pub(crate) fn prepare(claim: &Claim) {
     sys::io::open_missing_streams();
     sys::signals::ignore_pipe();
     sys::signals::install_overflow();
+    sys::signals::install_guard(claim.parent);
+    panic::install();
 }
 
 /// A child that was executed: for one unit, with its caller's context.
 pub(crate) fn executed(claim: Claim) -> ! {
     step("child", "boot");
-    prepare();
+    prepare(&claim);
     main(claim)
 }
 
@@ -50,10 +52,10 @@ fn main(claim: Claim) -> ! {
     let set_up = start.context.map_or(Ok(()), |context| enter(context, descriptors));
     // 3. Our names: in `ps`, and in the words of a panic.
     sys::lifecycle::set_name(start.name.rsplit("::").next().unwrap_or(&start.name));
-    panic::install(&line, &start.name);
+    panic::speak_for(&line, &start.name);
     // 4. What happens when the parent dies.
     if let Some(guard) = &start.guard {
-        sys::signals::install_guard(start.parent, guard.grace);
+        sys::signals::arm_guard(guard.grace);
         if sys::signals::orphaned(start.parent as i32) {
             sys::lifecycle::exit_now(0);
         }
@@ -78,15 +80,15 @@ fn main(claim: Claim) -> ! {
 struct Received {
     start: Start,
     unit: Vec<u8>,
-    descriptors: Vec<OwnedFd>,
+    descriptors: [Option<OwnedFd>; MOST],
 }
 
 /// The two frames that a parent sends; `None` if the line ends first or speaks another language.
 fn receive(line: &Line, claim: &Claim) -> Option<Received> {
     let mut decoder = Decoder::default();
-    let mut buffer = vec![0; 16 << 10];
+    let mut buffer = vec![0; 2 << 10];
     let mut start: Option<Start> = None;
-    let mut descriptors = Vec::new();
+    let mut descriptors = [const { None }; MOST];
     loop {
         let received = match sys::io::receive_with(&*line.fd, &mut buffer) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -100,7 +102,10 @@ fn receive(line: &Line, claim: &Claim) -> Option<Received> {
             }
             received => received.ok().filter(|received| received.count > 0)?,
         };
-        descriptors.extend(received.descriptors);
+        // They come with the first bytes.
+        if start.is_none() && received.descriptors[0].is_some() {
+            descriptors = received.descriptors;
+        }
         let mut input = &buffer[..received.count];
         // A large unit in large pieces.
         let full = received.count == buffer.len();
@@ -124,9 +129,9 @@ fn receive(line: &Line, claim: &Claim) -> Option<Received> {
 }
 
 /// Takes over the caller's context: streams, directory, umask, environment.
-fn enter(context: Context, descriptors: Vec<OwnedFd>) -> Result<(), (&'static str, io::Error)> {
+fn enter(context: Context, descriptors: [Option<OwnedFd>; MOST]) -> Result<(), (&'static str, io::Error)> {
     let missing = |what| (what, io::Error::other("its descriptor was lost: too many open files"));
-    let mut descriptors = descriptors.into_iter();
+    let mut descriptors = descriptors.into_iter().flatten();
     let directory = descriptors.next().ok_or(missing("current directory"))?;
     for stream in (0..3).filter(|stream| context.streams[*stream as usize]) {
         let file = descriptors.next().ok_or(missing("standard streams"))?;

@@ -8,6 +8,7 @@ use std::backtrace::Backtrace;
 use std::cell::RefCell;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, resume_unwind};
+use std::sync::OnceLock;
 
 use super::run::Line;
 use crate::wire::message::Panicked;
@@ -17,21 +18,33 @@ thread_local! {
     static LAST: RefCell<Option<Panicked>> = const { RefCell::new(None) };
 }
 
+/// Whose panics these are: the line to tell them on, the unit's name, and its first thread.
+static SPEAKER: OnceLock<(Line, String, u32)> = OnceLock::new();
+
 /// Puts our hook in the place of Rust's own. A unit may set another; then a panic comes home with its message alone.
-pub(crate) fn install(line: &Line, unit: &str) {
-    let (line, unit) = (line.clone(), unit.to_owned());
-    let main = crate::sys::lifecycle::thread_id();
-    std::panic::set_hook(Box::new(move |info| {
+pub(crate) fn install() {
+    std::panic::set_hook(Box::new(|info| {
+        let (line, unit, main) = match SPEAKER.get() {
+            Some((line, unit, main)) => (Some(line), unit.as_str(), *main),
+            None => (None, "", 0),
+        };
         let thread = match std::thread::current().name() {
             Some(name) => Some(name.to_owned()),
             // The first thread has no name before `main`; with one it would be this.
             None => (crate::sys::lifecycle::thread_id() == main).then(|| "main".to_owned()),
         };
         let panic = record(info, thread);
-        print(&panic, &unit);
-        line.note(&panic);
+        print(&panic, unit);
+        if let Some(line) = line {
+            line.note(&panic);
+        }
         LAST.set(Some(panic));
     }));
+}
+
+/// From now on panics are this unit's.
+pub(crate) fn speak_for(line: &Line, unit: &str) {
+    let _ = SPEAKER.set((line.clone(), unit.to_owned(), crate::sys::lifecycle::thread_id()));
 }
 
 fn record(info: &PanicHookInfo<'_>, thread: Option<String>) -> Panicked {

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::launcher::{Failure, Launch, deliver};
+use super::launcher::{Failure, Launch};
 use super::unit::{Birth, Unit};
 use super::zygote::{Absent, Zygote};
 use crate::hook;
@@ -45,52 +45,37 @@ enum Asked {
 
 fn ask(launch: &Launch<'_>, zygote: &Arc<Zygote>, deadline: Option<Instant>) -> Result<Asked, Failure> {
     let runtime = &launch.starting.runtime;
-    macro_rules! refused {
-        ($step:literal) => {
-            |error| Asked::Refused($step.into(), error)
-        };
-    }
-    let settings = &launch.order.settings;
-    let directory = match sysio::directory(settings.current_dir.as_deref()) {
-        Ok(directory) => directory,
-        Err(error) if settings.current_dir.is_some() => return Err(("current directory".into(), error)),
-        // One that may be stayed in but not gone to.
-        Err(error) => return Ok(refused!("current directory")(error)),
-    };
-    let environment =
-        environment::block(&launch.environment).map_err(|error| ("environment".to_owned(), error))?;
-    let environment = (environment != zygote.environment).then_some(environment);
-    let Streams { files, differ } = match streams(launch, zygote) {
-        Ok(streams) => streams,
-        Err(error) => return Ok(refused!("standard streams")(error)),
-    };
-    let context = Context { environment, umask: settings.umask, streams: differ };
-    let messages = launch.messages(zygote.nonce, Some(context));
-    let (start, header) = messages.map_err(|error| ("its terms".to_owned(), error))?;
-    let descriptors: Vec<BorrowedFd<'_>> =
-        std::iter::once(directory.as_fd()).chain(files.iter().flatten().map(File::as_fd)).collect();
-
     let (ours, theirs) = sysio::line().map_err(|error| ("socketpair".to_owned(), error))?;
-    let unsent = match deliver(&ours, [&start, &header, &launch.order.bytes], &descriptors) {
-        Ok(unsent) => unsent,
-        Err(error) => return Ok(refused!("sending its context")(error)),
-    };
-    let unit = Unit::new(launch, ours, unsent);
+    let unit = Unit::new(launch, ours);
     // From here on it is the reaper that says what becomes of it.
     if !runtime.expect(&unit, || zygote.is_alive()) {
         return Ok(Asked::Gone);
     }
-    let request = Request { id: unit.id, guard: launch.guard(), wish: hook::wish(&launch.environment) };
+    let request = Request { id: unit.id, guard: launch.guard(), wish: hook::wish(|| launch.environment()) };
     let sent = zygote.request(&request, &theirs, deadline);
     drop(theirs);
     hook::step("parent", "launched");
     if let Err(error) = sent {
         // Not asked, so not made. If the zygote is dead, the reaper is to find that out before the next is asked for.
         runtime.strike(&unit);
-        if is_gone(&error) {
-            runtime.zygotes.wait_for_end(zygote, deadline);
+        if !is_gone(&error) {
+            return Ok(Asked::Refused("asking the zygote".into(), error));
         }
-        return Ok(if is_gone(&error) { Asked::Gone } else { refused!("asking the zygote")(error) });
+        runtime.zygotes.wait_for_end(zygote, deadline);
+        return Ok(Asked::Gone);
+    }
+    // While it is being made: what it is to run, and in what surroundings.
+    match tell(launch, zygote, &unit) {
+        Ok(()) => {}
+        // It has nothing to do, and must not be.
+        Err(Untold::Failed(step, error)) => {
+            unit.give_up();
+            return Err((step.into(), error));
+        }
+        Err(Untold::Refused(step, error)) => {
+            unit.give_up();
+            return Ok(Asked::Refused(step.into(), error));
+        }
     }
     loop {
         let patience = Instant::now().checked_add(super::zygote::PATIENCE);
@@ -98,14 +83,44 @@ fn ask(launch: &Launch<'_>, zygote: &Arc<Zygote>, deadline: Option<Instant>) -> 
             Some(Birth::Born) => return Ok(Asked::Unit(unit)),
             Some(Birth::Gone) => return Ok(Asked::Gone),
             Some(Birth::Refused(step, error)) => return Ok(Asked::Refused(step, error)),
-            // What comes of it all the same is killed: its own start is over as well.
+            // What comes of it all the same is killed.
             None if deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
-                unit.on_time();
+                unit.give_up();
                 return Err(late());
             }
             None => zygote.replace_if_silent(),
         }
     }
+}
+
+/// Why a child could not be told what to run.
+enum Untold {
+    /// It never can.
+    Failed(&'static str, io::Error),
+    /// Another launcher may do better.
+    Refused(&'static str, io::Error),
+}
+
+/// Sends the child its unit, and what it is to have otherwise than the zygote.
+fn tell(launch: &Launch<'_>, zygote: &Zygote, unit: &Arc<Unit>) -> Result<(), Untold> {
+    let settings = &launch.order.settings;
+    let directory = sysio::directory(settings.current_dir.as_deref()).map_err(|error| {
+        // The own directory may be one to stay in but not to go to.
+        let untold = if settings.current_dir.is_some() { Untold::Failed } else { Untold::Refused };
+        untold("current directory", error)
+    })?;
+    let environment = launch.environment();
+    let environment = (environment != zygote.environment).then(|| environment::block(&environment)).transpose();
+    let environment = environment.map_err(|error| Untold::Failed("environment", error))?;
+    let streams = streams(launch, zygote);
+    let Streams { files, differ } = streams.map_err(|error| Untold::Refused("standard streams", error))?;
+    let context = Context { environment, umask: settings.umask, streams: differ };
+    let messages = launch.messages(zygote.nonce, Some(context));
+    let (start, header) = messages.map_err(|error| Untold::Failed("its terms", error))?;
+    let descriptors: Vec<BorrowedFd<'_>> =
+        std::iter::once(directory.as_fd()).chain(files.iter().flatten().map(File::as_fd)).collect();
+    let told = unit.tell([&start, &header, &launch.order.bytes], &descriptors);
+    told.map_err(|error| Untold::Refused("sending its context", error))
 }
 
 /// The line has no other end any more.

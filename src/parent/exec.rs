@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use super::launcher::{Failure, Launch, deliver};
+use super::launcher::{Failure, Launch};
 use super::unit::Unit;
 use crate::hook;
 use crate::sys::io::{AsFd, OwnedFd};
@@ -20,7 +20,7 @@ pub(super) fn launch(launch: &Launch<'_>) -> Result<Arc<Unit>, Failure> {
     let claim = claim(Role::Child);
     let child = spawn::spawn(spawn::Image {
         arguments: std::env::args_os().collect(),
-        environment: marked(&launch.environment, &claim),
+        environment: marked(&launch.environment(), &claim),
         directory: launch.order.settings.current_dir.as_deref(),
         umask: launch.order.settings.umask,
         streams: launch.streams.each_ref().map(|stream: &Option<OwnedFd>| stream.as_ref().map(AsFd::as_fd)),
@@ -36,11 +36,11 @@ pub(super) fn launch(launch: &Launch<'_>) -> Result<Arc<Unit>, Failure> {
         pidfd::reap_blocking(&child.1);
         error
     };
-    let (start, header) =
-        launch.messages(claim.nonce, None).map_err(|error| end(("its terms".into(), error)))?;
+    let messages = launch.messages(claim.nonce, None);
+    let (start, header) = messages.map_err(|error| end(("its terms".to_owned(), error)))?;
+    let unit = Unit::new(launch, ours);
     // It fails if the child is dead already, which its pidfd tells.
-    let unsent = deliver(&ours, [&start, &header, &launch.order.bytes], &[]).unwrap_or_default();
-    let unit = Unit::new(launch, ours, unsent);
+    let _ = unit.tell([&start, &header, &launch.order.bytes], &[]);
     launch.starting.runtime.expect(&unit, || true);
     unit.on_birth(child).map_err(|error| ("epoll".to_owned(), error))?;
     Ok(unit)

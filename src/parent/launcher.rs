@@ -16,7 +16,7 @@ use crate::builder::{Settings, Stream};
 use crate::error::{Error, ErrorKind, Subject};
 use crate::hook;
 use crate::sys::image::Entry;
-use crate::sys::io::{BorrowedFd, OwnedFd};
+use crate::sys::io::OwnedFd;
 use crate::sys::{constructor, io as sysio};
 use crate::wire::codec;
 use crate::wire::frame::{HEADER, Kind, encode, header};
@@ -53,8 +53,6 @@ pub(crate) struct Launch<'a> {
     pub(crate) name: &'a str,
     pub(crate) entry: u64,
     pub(crate) terms: Terms,
-    /// The unit's environment.
-    pub(crate) environment: Vec<(OsString, OsString)>,
     /// The child's ends of the streams that are not to be the caller's.
     pub(crate) streams: [Option<OwnedFd>; 3],
     pub(crate) began: Instant,
@@ -92,7 +90,6 @@ pub(crate) fn start(order: &Order) -> Result<Started, Error> {
         return refused(ErrorKind::Unsupported, what);
     }
     let settings = &order.settings;
-    let environment = settings.environment.apply(std::env::vars_os());
     let (mut streams, mut pipes) = ([const { None }; 3], [const { None }; 3]);
     for (stream, wanted) in settings.streams.iter().enumerate() {
         let ends = open(wanted, stream == 0).map_err(|error| failed("standard streams", error))?;
@@ -106,7 +103,7 @@ pub(crate) fn start(order: &Order) -> Result<Started, Error> {
     };
     let name = settings.name.as_deref().unwrap_or(order.type_name);
     let began = Instant::now();
-    let launch = Launch { starting: &starting, order, name, entry, terms, environment, streams, began };
+    let launch = Launch { starting: &starting, order, name, entry, terms, streams, began };
     let unit = launch.go().map_err(|(step, error)| failed(&step, error))?;
     // Ours hold the other ends: a reader waits for the end of all copies.
     drop(launch);
@@ -153,27 +150,14 @@ impl Launch<'_> {
         Ok((encode(Kind::Start, &message), header(Kind::Unit, self.order.bytes.len())))
     }
 
+    /// The unit's environment: this process's as it is now, with the builder's changes.
+    pub(crate) fn environment(&self) -> Vec<(OsString, OsString)> {
+        self.order.settings.environment.apply(std::env::vars_os())
+    }
+
     pub(crate) fn guard(&self) -> Option<Guard> {
         self.terms.terminate.then_some(Guard { grace: self.terms.grace })
     }
-}
-
-/// Sends what fits of what a child is to be told; gives what is left, for the reaper to send.
-pub(crate) fn deliver(
-    line: &OwnedFd,
-    parts: [&[u8]; 3],
-    descriptors: &[BorrowedFd<'_>],
-) -> io::Result<Vec<Vec<u8>>> {
-    let mut sent = sysio::send_with(line, &parts, descriptors)?;
-    let mut left = Vec::new();
-    for part in parts {
-        let rest = &part[sent.min(part.len())..];
-        sent -= part.len() - rest.len();
-        if !rest.is_empty() {
-            left.push(rest.to_owned());
-        }
-    }
-    Ok(left)
 }
 
 /// The child's end of a stream, if it is not to be the caller's; and the parent's, if there is one.

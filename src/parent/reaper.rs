@@ -7,7 +7,7 @@ use std::io;
 use std::time::Duration;
 
 use super::runtime::Runtime;
-use super::unit::{Birth, Interest, Unit};
+use super::unit::{Birth, Unit};
 use super::zygote::Zygote;
 use crate::sys::io::{self as sysio, BATCH, BELL};
 use crate::sys::pidfd;
@@ -82,7 +82,7 @@ fn on_event(runtime: &Runtime, event: u64, buffer: &mut [u8]) {
         let Some(zygote) = runtime.zygotes.current() else { return };
         return if event & 3 == EXIT {
             on_zygotes_end(runtime, &zygote, buffer);
-        } else if !hear_zygote(runtime, &zygote, buffer) {
+        } else if hear_zygote(runtime, &zygote, buffer) == Heard::End {
             // It has ended, or is no zygote of ours. Its pidfd will say so.
             runtime.forget(zygote.line());
             zygote.kill();
@@ -91,44 +91,57 @@ fn on_event(runtime: &Runtime, event: u64, buffer: &mut [u8]) {
     // Gone already: an earlier event of the same turn was its end.
     let Some(unit) = runtime.unit(event >> 2) else { return };
     match event & 3 {
-        LINE => match unit.on_line(buffer) {
-            Interest::Nothing => {}
-            wanted => drop(unit.with_line(|line, _| {
-                runtime.poller.modify(line, event, wanted == Interest::ReadsAndWrites);
-            })),
-        },
+        LINE => {
+            if let Some(interest) = unit.on_line(buffer) {
+                unit.with_line(|line, _| runtime.watch_line(unit.id, line, interest));
+            }
+        }
         EXIT if unit.on_exit(buffer) => runtime.strike(&unit),
         SINK => runtime.on_sink(unit.id),
         _ => {}
     }
 }
 
-/// Hears what a zygote has said; `false` once it will not say any more.
-fn hear_zygote(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) -> bool {
-    loop {
-        let received = match sysio::receive_with(zygote.line(), buffer) {
-            Ok(received) if received.count > 0 => received,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
-            _ => return false,
-        };
-        zygote.on_word();
-        let bytes = &buffer[..received.count];
-        if let Ok(Reply { id, made }) = codec::decode(bytes) {
-            let Some(unit) = runtime.unit(id) else { continue };
-            match made {
-                Ok(pid) => {
-                    // If the descriptor was lost on the way here, there is a child all the same.
-                    let pidfd = received.descriptors.into_iter().next();
-                    adopt(&unit, pid, pidfd.map_or_else(|| pidfd::open_child(pid), Ok));
-                }
-                Err((step, errno)) => {
-                    unit.on_no_birth(Birth::Refused(step, io::Error::from_raw_os_error(errno)));
-                }
+#[derive(PartialEq, Eq)]
+enum Heard {
+    Something,
+    /// Nothing is there.
+    Nothing,
+    /// It will not say any more.
+    End,
+}
+
+/// Hears one thing that a zygote has said.
+fn hear_zygote(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) -> Heard {
+    let received = match sysio::receive_with(zygote.line(), buffer) {
+        Ok(received) if received.count > 0 => received,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Heard::Nothing,
+        _ => return Heard::End,
+    };
+    zygote.on_word();
+    zygote.on_word();
+    let bytes = &buffer[..received.count];
+    if !zygote.has_spoken() {
+        match codec::decode::<Hello>(bytes) {
+            Ok(hello) => runtime.zygotes.on_hello(zygote, hello),
+            // No zygote of ours.
+            Err(_) => return Heard::End,
+        }
+    } else if let Some(Reply { id, made }) = Reply::from_bytes(bytes) {
+        let Some(unit) = runtime.unit(id) else { return Heard::Something };
+        match made {
+            Ok(pid) => {
+                // If the descriptor was lost on the way here, there is a child all the same.
+                let pidfd = received.descriptors.into_iter().next().flatten();
+                adopt(&unit, pid, pidfd.map_or_else(|| pidfd::open_child(pid), Ok));
             }
-        } else if let Ok(hello) = codec::decode::<Hello>(bytes) {
-            runtime.zygotes.on_hello(zygote, hello);
+            Err(errno) => {
+                let error = io::Error::from_raw_os_error(errno);
+                unit.on_no_birth(Birth::Refused("clone, in the zygote".into(), error));
+            }
         }
     }
+    Heard::Something
 }
 
 /// A child of that pid has been made for this unit.
@@ -146,7 +159,7 @@ fn adopt(unit: &std::sync::Arc<Unit>, pid: u32, pidfd: io::Result<sysio::OwnedFd
 fn on_zygotes_end(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) {
     let Some(status) = pidfd::reap(&zygote.pidfd) else { return };
     // First what it has said before; then the child of which it could not speak any more. The rest were never made.
-    hear_zygote(runtime, zygote, buffer);
+    while hear_zygote(runtime, zygote, buffer) == Heard::Something {}
     for unit in runtime.bereave(zygote) {
         match zygote.child_of(unit.id) {
             Some(pid) => adopt(&unit, pid, pidfd::open_child(pid)),

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use super::reaper;
 use super::shutdown::Why;
-use super::unit::{Unit, lock};
+use super::unit::{Interest, Unit, lock};
 use super::zygote::{Zygote, Zygotes};
 use crate::sys::io::{AsFd, OwnedFd, Poller};
 use crate::sys::{lifecycle, signals};
@@ -201,9 +201,15 @@ impl Runtime {
     /// Watches a child from now on, one that is in the table already: the reaper looks up there whom an event is about.
     pub(crate) fn watch(&self, unit: &Unit, pidfd: &OwnedFd) -> io::Result<()> {
         self.poller.add(pidfd, reaper::token(unit.id, reaper::EXIT), false)?;
-        let line = unit
-            .with_line(|line, writes| self.poller.add(line, reaper::token(unit.id, reaper::LINE), writes));
+        let line = unit.with_line(|line, interest| {
+            self.poller.add(line, reaper::token(unit.id, reaper::LINE), interest == Interest::ReadsAndWrites)
+        });
         line.unwrap_or(Ok(())).inspect_err(|_| self.poller.remove(pidfd))
+    }
+
+    /// Watches a line that is watched already for something else.
+    pub(crate) fn watch_line(&self, id: u64, line: &OwnedFd, interest: Interest) {
+        self.poller.modify(line, reaper::token(id, reaper::LINE), interest == Interest::ReadsAndWrites);
     }
 
     /// Watches a zygote from now on.
@@ -296,7 +302,8 @@ impl Runtime {
         }
         if let Some(deadline) = deadline {
             table.deadlines.insert((deadline, id));
-            if table.sleeps_until.is_none_or(|until| deadline < until) {
+            // The reaper itself looks before it sleeps.
+            if table.sleeps_until.is_none_or(|until| deadline < until) && !reaper::is_this_thread() {
                 self.poller.ring();
             }
         }

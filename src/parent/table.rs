@@ -139,6 +139,11 @@ impl Life {
         Some(act)
     }
 
+    /// Whoever asked for it has gone on without it.
+    pub(crate) fn on_given_up(&mut self, now: Instant) -> Option<Act> {
+        self.begin(Why::Start, now)
+    }
+
     /// It has just been made; what was asked of it before is to be done now.
     pub(crate) fn on_birth(&self) -> Option<Act> {
         self.ending.map(|ending| if ending.killed { Act::Kill } else { Act::Terminate })

@@ -11,7 +11,7 @@ use super::launcher::Launch;
 use super::runtime::Runtime;
 use super::shutdown::{Act, Why};
 use super::table::{Life, Outcome, Verdict};
-use crate::sys::io::OwnedFd;
+use crate::sys::io::{BorrowedFd, OwnedFd};
 use crate::sys::{pidfd, signals};
 use crate::wire::codec;
 use crate::wire::frame::{Decoder, Frame, Kind};
@@ -31,6 +31,8 @@ pub(crate) struct Unit {
     /// and the child is not its own.
     owner: u32,
     runtime: Weak<Runtime>,
+    /// Whether its start waits until it is about to run.
+    awaited: bool,
     state: Mutex<State>,
     changed: Condvar,
     line: Mutex<Line>,
@@ -66,20 +68,20 @@ struct Line {
     /// What has not been sent yet, and how much of it has.
     unsent: Vec<Vec<u8>>,
     sent: usize,
+    /// What it is watched for.
+    interest: Interest,
 }
 
-/// What the reaper is to watch the line for.
+/// What the reaper watches the line for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Interest {
     Reads,
     ReadsAndWrites,
-    /// It has ended.
-    Nothing,
 }
 
 impl Unit {
-    /// A child that is asked for: its line, and what could not be sent along it yet.
-    pub(crate) fn new(launch: &Launch<'_>, line: OwnedFd, unsent: Vec<Vec<u8>>) -> Arc<Self> {
+    /// A child that is about to be asked for, and its line.
+    pub(crate) fn new(launch: &Launch<'_>, line: OwnedFd) -> Arc<Self> {
         let runtime = &launch.starting.runtime;
         Arc::new(Self {
             id: runtime.next_id(),
@@ -87,6 +89,7 @@ impl Unit {
             child: OnceLock::new(),
             owner: std::process::id(),
             runtime: Arc::downgrade(runtime),
+            awaited: launch.order.wait_for_child,
             state: Mutex::new(State {
                 life: Life::new(launch.terms, launch.began),
                 birth: None,
@@ -94,8 +97,41 @@ impl Unit {
                 waker: None,
             }),
             changed: Condvar::new(),
-            line: Mutex::new(Line { fd: Some(line), decoder: Decoder::default(), unsent, sent: 0 }),
+            line: Mutex::new(Line {
+                fd: Some(line),
+                decoder: Decoder::default(),
+                unsent: Vec::new(),
+                sent: 0,
+                interest: Interest::Reads,
+            }),
         })
+    }
+
+    /// Sends what fits of what the child is to be told; what is left, the reaper will send.
+    pub(crate) fn tell(&self, parts: [&[u8]; 3], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let mut line = lock(&self.line);
+        let Line { fd: Some(fd), unsent, interest, .. } = &mut *line else { return Ok(()) };
+        let mut sent = crate::sys::io::send_with(&*fd, &parts, descriptors)?;
+        for part in parts {
+            let rest = &part[sent.min(part.len())..];
+            sent -= part.len() - rest.len();
+            if !rest.is_empty() {
+                unsent.push(rest.to_owned());
+            }
+        }
+        if !unsent.is_empty() {
+            *interest = Interest::ReadsAndWrites;
+            // If it is watched already. Else it will be as it is wanted then.
+            if let Some(runtime) = self.runtime.upgrade() {
+                runtime.watch_line(self.id, fd, *interest);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whoever asked for it does not want it any more: it is killed, now or when it is made.
+    pub(crate) fn give_up(self: &Arc<Self>) {
+        self.change(Life::on_given_up);
     }
 
     /// The child has been made: watches it from now on.
@@ -275,23 +311,24 @@ impl Unit {
         }
     }
 
-    /// Runs `look` on the line's descriptor, while there is one; and tells it whether there is something left to be sent.
-    pub(crate) fn with_line<R>(&self, look: impl FnOnce(&OwnedFd, bool) -> R) -> Option<R> {
+    /// Runs `look` on the line's descriptor, while there is one, and what it is to be watched for.
+    pub(crate) fn with_line<R>(&self, look: impl FnOnce(&OwnedFd, Interest) -> R) -> Option<R> {
         let line = lock(&self.line);
-        line.fd.as_ref().map(|fd| look(fd, !line.unsent.is_empty()))
+        line.fd.as_ref().map(|fd| look(fd, line.interest))
     }
 
-    /// The line is ready: sends what is left to be sent, hears what there is to hear.
-    pub(crate) fn on_line(self: &Arc<Self>, buffer: &mut [u8]) -> Interest {
+    /// The line is ready: sends what is left to be sent, hears what there is to hear. Gives what it is to be watched for
+    /// from now on, if that is something else.
+    pub(crate) fn on_line(self: &Arc<Self>, buffer: &mut [u8]) -> Option<Interest> {
         let mut line = lock(&self.line);
         self.send(&mut line);
         // Bounded, so that a chatterer does not keep the reaper from the others.
         self.hear(&mut line, 16, buffer);
-        match &line.fd {
-            None => Interest::Nothing,
-            Some(_) if line.unsent.is_empty() => Interest::Reads,
-            Some(_) => Interest::ReadsAndWrites,
+        if line.fd.is_none() || !line.unsent.is_empty() || line.interest == Interest::Reads {
+            return None;
         }
+        line.interest = Interest::Reads;
+        Some(line.interest)
     }
 
     fn send(&self, line: &mut Line) {
@@ -325,6 +362,8 @@ impl Unit {
                 }
                 return;
             }
+            // Less than there is room for was all there is; if more comes, there will be an event for it.
+            let more = count == buffer.len();
             let mut input = &buffer[..count];
             while !input.is_empty() {
                 match line.decoder.next(&mut input) {
@@ -338,6 +377,9 @@ impl Unit {
                         return;
                     }
                 }
+            }
+            if !more {
+                return;
             }
         }
     }
@@ -357,7 +399,10 @@ impl Unit {
                     life.on_ready();
                     None
                 });
-                self.changed.notify_all();
+                // Whoever waits for the end is not to be woken for this.
+                if self.awaited {
+                    self.changed.notify_all();
+                }
                 None
             }
             Kind::Value => self.outcome(Outcome::Value(body)),
@@ -417,10 +462,10 @@ impl Unit {
             state.end = Some(End { status, verdict: Some(verdict) });
             state.waker.take()
         };
+        self.changed.notify_all();
         if let Some(fd) = lock(&self.line).fd.take() {
             self.forget_line(&fd);
         }
-        self.changed.notify_all();
         if let Some(waker) = waker {
             // The executor's code: it may panic, and nothing of ours is locked.
             if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {

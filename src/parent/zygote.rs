@@ -1,6 +1,7 @@
 //! The user's process's view of its zygote: made at the first start, by the reaper's thread (children are tied to the thread
 //! that made their maker, and that one lives as long as anything here does); heard by the reaper; asked by whoever starts.
 
+use std::ffi::OsString;
 use std::io;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,7 +15,7 @@ use crate::log;
 use crate::sys::io::{self as sysio, AsFd, OwnedFd};
 use crate::sys::ledger::Ledger;
 use crate::sys::rights::Rights;
-use crate::sys::{environment, pidfd, signals, spawn};
+use crate::sys::{pidfd, signals, spawn};
 use crate::wire::codec;
 use crate::wire::message::{Hello, Request, Welcome};
 use crate::zygote::boot::Role;
@@ -35,7 +36,7 @@ pub(crate) struct Zygote {
     ledger: Ledger,
     pub(super) nonce: u64,
     /// What it has from us: an environment, and standard streams (kept here to be compared with later ones).
-    pub(super) environment: Vec<u8>,
+    pub(super) environment: Vec<(OsString, OsString)>,
     pub(super) streams: [Option<OwnedFd>; 3],
     rights: OnceLock<Rights>,
     began: Instant,
@@ -232,7 +233,7 @@ impl Zygote {
             pidfd,
             ledger,
             nonce: claim.nonce,
-            environment: environment::block(&environment).map_err(failed("environment"))?,
+            environment,
             streams,
             rights: OnceLock::new(),
             began: Instant::now(),
@@ -243,6 +244,11 @@ impl Zygote {
 
     pub(super) fn line(&self) -> &OwnedFd {
         &self.line
+    }
+
+    /// Whether it has said its first word.
+    pub(super) fn has_spoken(&self) -> bool {
+        self.rights.get().is_some()
     }
 
     pub(super) fn has_rights(&self, rights: &Rights) -> bool {

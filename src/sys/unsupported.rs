@@ -177,9 +177,11 @@ pub(crate) mod io {
         false
     }
 
+    pub(crate) const MOST: usize = 4;
+
     pub(crate) struct Received {
         pub(crate) count: usize,
-        pub(crate) descriptors: Vec<OwnedFd>,
+        pub(crate) descriptors: [Option<OwnedFd>; MOST],
     }
 
     pub(crate) fn packet_line() -> Result<(OwnedFd, OwnedFd)> {
@@ -193,7 +195,7 @@ pub(crate) mod io {
     }
 
     pub(crate) fn receive_with(_: impl AsFd, _: &mut [u8]) -> Result<Received> {
-        none().map(|()| Received { count: 0, descriptors: Vec::new() })
+        none().map(|()| Received { count: 0, descriptors: [const { None }; MOST] })
     }
 
     pub(crate) fn wait_any(all: &[BorrowedFd<'_>], _: bool, _: Option<Duration>) -> Vec<bool> {
@@ -368,7 +370,9 @@ pub(crate) mod signals {
         std::thread::sleep(pause);
     }
 
-    pub(crate) fn install_guard(_: u32, _: Option<Duration>) {}
+    pub(crate) fn install_guard(_: u32) {}
+
+    pub(crate) fn arm_guard(_: Option<Duration>) {}
 
     pub(crate) fn orphaned(_: i32) -> bool {
         false

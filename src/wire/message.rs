@@ -64,11 +64,38 @@ pub(crate) struct Request {
 }
 
 /// From a zygote: what came of a request. With it goes the child's pidfd.
-#[derive(Debug, Serialize, Deserialize)]
+///
+/// Not a value for the codec: it is written right after a clone, when each page that the zygote touches has to be copied
+/// first, and the child waits for it.
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Reply {
     pub(crate) id: u64,
-    /// The child's pid, or the step that failed and the number of the error.
-    pub(crate) made: Result<u32, (String, i32)>,
+    /// The child's pid, or the number of the error.
+    pub(crate) made: Result<u32, i32>,
+}
+
+impl Reply {
+    /// Its length in bytes.
+    pub(crate) const SIZE: usize = 16;
+
+    pub(crate) fn to_bytes(&self) -> [u8; Self::SIZE] {
+        let (pid, errno) = self.made.map_or_else(|errno| (0, errno), |pid| (pid, 0));
+        let mut bytes = [0; Self::SIZE];
+        bytes[..8].copy_from_slice(&self.id.to_le_bytes());
+        bytes[8..12].copy_from_slice(&pid.to_le_bytes());
+        bytes[12..].copy_from_slice(&errno.to_le_bytes());
+        bytes
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; Self::SIZE] = bytes.try_into().ok()?;
+        let (id, rest) = bytes.split_first_chunk()?;
+        let (pid, rest) = rest.split_first_chunk()?;
+        let (errno, _) = rest.split_first_chunk()?;
+        let pid = u32::from_le_bytes(*pid);
+        let made = if pid == 0 { Err(i32::from_le_bytes(*errno)) } else { Ok(pid) };
+        Some(Self { id: u64::from_le_bytes(*id), made })
+    }
 }
 
 /// A panic, as it comes home.
@@ -97,4 +124,19 @@ pub(crate) enum Step {
     Decode,
     /// The result could not be encoded.
     Encode,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_comes_back_as_it_was() {
+        for made in [Ok(17), Ok(u32::MAX), Err(11), Err(0)] {
+            let reply = Reply { id: u64::MAX - 1, made };
+            assert_eq!(Reply::from_bytes(&reply.to_bytes()), Some(reply));
+        }
+        assert_eq!(Reply::from_bytes(&[0; 15]), None);
+        assert_eq!(Reply::from_bytes(&[0; 17]), None);
+    }
 }

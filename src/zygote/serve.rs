@@ -24,7 +24,7 @@ const BUFFER: usize = 4096;
 pub(crate) fn main(claim: Claim) -> ! {
     step("zygote", "boot");
     // 1. What each child would have to do otherwise, and what constructors have left to be printed.
-    child::prepare();
+    child::prepare(&claim);
     sys::lifecycle::flush_streams();
     // 2. No signal from here on, also not the terminal's: the children's masks are opened in the children.
     sys::signals::block_all();
@@ -37,7 +37,7 @@ pub(crate) fn main(claim: Claim) -> ! {
     let alone = Alone::prove();
     let hello = Hello { unfit: alone.as_ref().err().cloned(), rights: sys::rights::of_this_thread() };
     let zygote = Zygote { claim, line, parent, ledger, wards: Wards::default() };
-    zygote.say(&hello, None);
+    zygote.say(&codec::encode(&hello).unwrap_or_default(), None);
     step("zygote", "ready");
     match alone {
         Ok(alone) => zygote.serve(&alone),
@@ -56,7 +56,7 @@ fn welcomed(line: &OwnedFd, claim: &Claim) -> Option<(OwnedFd, Ledger)> {
     }
     let received = sys::io::receive_with(line, &mut buffer).ok()?;
     let welcome: Welcome = codec::decode(&buffer[..received.count]).ok()?;
-    let [parent, ledger] = <[OwnedFd; 2]>::try_from(received.descriptors).ok()?;
+    let [Some(parent), Some(ledger), ..] = received.descriptors else { return None };
     (welcome.nonce == claim.nonce).then_some((parent, Ledger::open(&ledger).ok()?))
 }
 
@@ -83,13 +83,10 @@ impl Zygote {
             };
             step("zygote", "asked");
             let Ok(request) = codec::decode::<Request>(&buffer[..received.count]) else { continue };
-            let line = match <[OwnedFd; 1]>::try_from(received.descriptors) {
-                Ok([line]) => line,
-                Err(_) => {
-                    const TOO_MANY_OPEN_FILES: i32 = 24;
-                    self.refuse(request.id, "receiving the line", TOO_MANY_OPEN_FILES);
-                    continue;
-                }
+            let [Some(line), ..] = received.descriptors else {
+                const TOO_MANY_OPEN_FILES: i32 = 24;
+                self.reply(request.id, Err(TOO_MANY_OPEN_FILES), None);
+                continue;
             };
             self.ledger.begin(request.id);
             match alone.clone(&self.ledger) {
@@ -103,27 +100,26 @@ impl Zygote {
                     child::cloned(claim)
                 }
                 Ok(Some((pid, pidfd))) => {
-                    drop(line);
                     step("zygote", "cloned");
-                    self.say(&Reply { id: request.id, made: Ok(pid) }, Some(&pidfd));
+                    self.reply(request.id, Ok(pid), Some(&pidfd));
                     step("zygote", "told");
+                    drop(line);
                     if let Some(guard) = request.guard {
                         self.wards.add(pid, &pidfd, guard.grace);
                     }
                 }
-                Err(error) => self.refuse(request.id, "clone", error.raw_os_error().unwrap_or_default()),
+                Err(error) => self.reply(request.id, Err(error.raw_os_error().unwrap_or_default()), None),
             }
         }
     }
 
-    fn refuse(&self, id: u64, step: &str, errno: i32) {
-        self.say(&Reply { id, made: Err((step.to_owned(), errno)) }, None);
+    fn reply(&self, id: u64, made: Result<u32, i32>, pidfd: Option<&OwnedFd>) {
+        self.say(&Reply { id, made }.to_bytes(), pidfd);
     }
 
-    fn say(&self, message: &impl serde::Serialize, descriptor: Option<&OwnedFd>) {
-        let Ok(bytes) = codec::encode(message) else { return };
+    fn say(&self, bytes: &[u8], descriptor: Option<&OwnedFd>) {
         let descriptor = descriptor.map(AsFd::as_fd);
-        while let Err(error) = sys::io::send_with(&self.line, &[&bytes], descriptor.as_slice()) {
+        while let Err(error) = sys::io::send_with(&self.line, &[bytes], descriptor.as_slice()) {
             match error.kind() {
                 io::ErrorKind::WouldBlock => self.wait(true),
                 _ => self.wards.mourn(),

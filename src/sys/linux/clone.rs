@@ -7,6 +7,7 @@ use std::ffi::{c_int, c_long, c_void};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr::{null, null_mut};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::ledger::Ledger;
@@ -130,9 +131,7 @@ const FLAGS: c_int =
 /// newer, pidfs); `None` before that.
 pub(crate) fn identity(pidfd: &OwnedFd) -> Option<u64> {
     const PIDFS: i64 = 0x5049_4446;
-    let system = rustix::fs::fstatfs(pidfd).ok()?;
-    if system.f_type != PIDFS {
-        return None;
-    }
-    Some(rustix::fs::fstat(pidfd).ok()?.st_ino)
+    static GIVEN: OnceLock<bool> = OnceLock::new();
+    let given = GIVEN.get_or_init(|| rustix::fs::fstatfs(pidfd).is_ok_and(|system| system.f_type == PIDFS));
+    if *given { Some(rustix::fs::fstat(pidfd).ok()?.st_ino) } else { None }
 }

@@ -79,14 +79,18 @@ pub(crate) fn send_with(
     parts: &[&[u8]],
     descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<usize> {
-    let parts: Vec<io::IoSlice<'_>> = parts.iter().map(|part| io::IoSlice::new(part)).collect();
+    let mut all = [io::IoSlice::new(&[]); 3];
+    for (slice, part) in all.iter_mut().zip(parts) {
+        *slice = io::IoSlice::new(part);
+    }
+    let parts = &all[..parts.len().min(all.len())];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
     let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() {
         control.push(rustix::net::SendAncillaryMessage::ScmRights(descriptors));
     }
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-    Ok(rustix::io::retry_on_intr(|| rustix::net::sendmsg(&line, &parts, &mut control, flags))?)
+    Ok(rustix::io::retry_on_intr(|| rustix::net::sendmsg(&line, parts, &mut control, flags))?)
 }
 
 /// What one call received.
@@ -94,7 +98,7 @@ pub(crate) struct Received {
     /// How many bytes; 0 at the end.
     pub(crate) count: usize,
     /// Fewer than were sent if this process has no room for them; those are lost.
-    pub(crate) descriptors: Vec<OwnedFd>,
+    pub(crate) descriptors: [Option<OwnedFd>; MOST],
 }
 
 /// Receives what is there, and the descriptors that came with it. `WouldBlock` if nothing is.
@@ -106,14 +110,15 @@ pub(crate) fn receive_with(line: impl AsFd, buffer: &mut [u8]) -> io::Result<Rec
     let got = rustix::io::retry_on_intr(|| {
         rustix::net::recvmsg(&line, &mut [io::IoSliceMut::new(buffer)], &mut control, flags)
     })?;
-    let mut descriptors = Vec::new();
+    let mut descriptors = [const { None }; MOST];
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
-            descriptors.extend(rights);
+            for (place, descriptor) in descriptors.iter_mut().zip(rights) {
+                // One that took the place of a closed standard stream would be taken for it.
+                *place = above_stdio(descriptor).ok();
+            }
         }
     }
-    // One that took the place of a closed standard stream would be taken for it.
-    let descriptors = descriptors.into_iter().map(above_stdio).collect::<io::Result<_>>().unwrap_or_default();
     Ok(Received { count: got.bytes, descriptors })
 }
 

@@ -139,11 +139,11 @@ static PARENT: AtomicI32 = AtomicI32::new(0);
 /// Milliseconds; `u64::MAX`: never.
 static GRACE: AtomicU64 = AtomicU64::new(u64::MAX);
 
-/// Arms the guard: when `parent` is gone, TERM to ourselves, and KILL by a timer of the kernel after the grace.
+/// The guard's handler: when `parent` is gone, TERM to ourselves, and KILL by a timer of the kernel after the grace.
 ///
 /// The kernel sends the death signal when the *thread* that started us ends (prctl(2), PR_SET_PDEATHSIG), so the
 /// handler first looks whether the process is gone.
-pub(crate) fn install_guard(parent: u32, grace: Option<Duration>) {
+pub(crate) fn install_guard(parent: u32) {
     extern "C" fn guard(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
         // SAFETY: errno is this thread's own.
         let errno = unsafe { *libc::__errno_location() };
@@ -154,9 +154,13 @@ pub(crate) fn install_guard(parent: u32, grace: Option<Duration>) {
         unsafe { *libc::__errno_location() = errno };
     }
     PARENT.store(parent as i32, Ordering::Relaxed);
+    install(GUARD, guard, libc::SA_RESTART);
+}
+
+/// Asks for the guard's signal: from now on it comes when `parent` is gone. In a child that is to end then.
+pub(crate) fn arm_guard(grace: Option<Duration>) {
     let grace = grace.map_or(u64::MAX, |grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
     GRACE.store(grace, Ordering::Relaxed);
-    install(GUARD, guard, libc::SA_RESTART);
     // One that was executed has asked for it already, before it was; one that was cloned has not.
     // SAFETY: prctl(2) sets what belongs to this process.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, GUARD) };
@@ -166,7 +170,7 @@ pub(crate) fn install_guard(parent: u32, grace: Option<Duration>) {
     unsafe {
         libc::fcntl(LINE, libc::F_SETOWN, libc::getpid());
         libc::fcntl(LINE, F_SETSIG, GUARD);
-        libc::fcntl(LINE, libc::F_SETFL, libc::fcntl(LINE, libc::F_GETFL) | libc::O_ASYNC);
+        libc::fcntl(LINE, libc::F_SETFL, libc::O_ASYNC);
     }
 }
 
