@@ -110,7 +110,8 @@ fn tell(launch: &Launch<'_>, zygote: &Zygote, unit: &Arc<Unit>) -> Result<(), Un
         untold("current directory", error)
     })?;
     let environment = launch.environment();
-    let environment = (environment != zygote.environment).then(|| environment::block(&environment)).transpose();
+    let environment =
+        (environment != zygote.environment).then(|| environment::block(&environment)).transpose();
     let environment = environment.map_err(|error| Untold::Failed("environment", error))?;
     let streams = streams(launch, zygote);
     let Streams { files, differ } = streams.map_err(|error| Untold::Refused("standard streams", error))?;

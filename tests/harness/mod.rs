@@ -14,26 +14,30 @@ use std::time::{Duration, Instant};
 pub const LAUNCHERS: &[&str] = &["exec", "zygote"];
 const TAG: &str = "OFFSPRING_TEST";
 
-/// Declares tests that run through the harness.
+/// Declares tests that run through the harness: through every launcher, or, with `through [..];`, through those alone (`auto`
+/// leaves the choice to the library).
 #[macro_export]
 macro_rules! behaviour {
-    ($($(#[$meta:meta])* fn $name:ident() $body:block)*) => {$(
+    (through $launchers:expr; $($(#[$meta:meta])* fn $name:ident() $body:block)*) => {$(
         #[test]
         $(#[$meta])*
         fn $name() {
-            $crate::harness::run(concat!(module_path!(), "::", stringify!($name)), || $body);
+            $crate::harness::run(&$launchers, concat!(module_path!(), "::", stringify!($name)), || $body);
         }
     )*};
+    ($($(#[$meta:meta])* fn $name:ident() $body:block)*) => {
+        behaviour! { through *$crate::harness::LAUNCHERS; $($(#[$meta])* fn $name() $body)* }
+    };
 }
 
 /// Runs `body` in a process of its own through each launcher; in that process, runs it.
-pub fn run(path: &str, body: impl FnOnce()) {
+pub fn run(launchers: &[&str], path: &str, body: impl FnOnce()) {
     if std::env::var_os(TAG).is_some() {
         return checked(body);
     }
     // The test binary's own name for the test is without the crate's.
     let name = path.split_once("::").map_or(path, |(_, name)| name);
-    for launcher in LAUNCHERS {
+    for launcher in launchers {
         let tag = format!("{name}-{launcher}-{}", std::process::id());
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args([name, "--exact", "--nocapture", "--test-threads=1"]);
@@ -131,16 +135,30 @@ pub fn tag() -> String {
     std::env::var(TAG).unwrap()
 }
 
+/// Whether the machine lets this process do so; says that the test is skipped if not.
+pub fn can(what: &str, is_so: bool) -> bool {
+    if !is_so {
+        println!("skipped: {what} cannot be had here");
+    }
+    is_so
+}
+
 /// This process's zygote, if there is one.
 pub fn zygote() -> Option<u32> {
+    zygotes().into_iter().next()
+}
+
+/// All of this process's zygotes: one at the most, it is to be hoped.
+pub fn zygotes() -> Vec<u32> {
     let children = std::fs::read_dir("/proc/self/task")
         .unwrap()
         .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok());
     let children: Vec<String> = children.collect();
     let pids = children.iter().flat_map(|list| list.split_whitespace()).filter_map(|pid| pid.parse().ok());
-    pids.filter(|pid| is_alive(*pid)).find(|pid| {
+    let is_zygote = |pid: &u32| {
         std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "offspring")
-    })
+    };
+    pids.filter(|pid| is_alive(*pid)).filter(is_zygote).collect()
 }
 
 /// Every live process with that tag in its environment, but this one and its zygote.
