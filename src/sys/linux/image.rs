@@ -183,7 +183,7 @@ fn find() -> Option<Image> {
 pub(crate) fn is_the_executable() -> io::Result<()> {
     let refuse = |why| Err(io::Error::new(io::ErrorKind::Unsupported, why));
     let Some(image) = image() else { return refuse("this program's image cannot be found in memory") };
-    let vector = std::fs::read("/proc/self/auxv")
+    let vector = auxiliary_vector()
         .map_err(|error| io::Error::new(error.kind(), format!("cannot read /proc/self/auxv: {error}")))?;
     let headers = vector.chunks_exact(2 * size_of::<usize>()).find_map(|pair| {
         let (tag, value) = pair.split_at(size_of::<usize>());
@@ -194,6 +194,19 @@ pub(crate) fn is_the_executable() -> io::Result<()> {
         return refuse("the crate is linked into a shared library that another program loaded");
     }
     Ok(())
+}
+
+/// The kernel's own. Its file belongs to root in a process that has given up rights, so it is asked for directly first.
+fn auxiliary_vector() -> io::Result<Vec<u8>> {
+    /// Since Linux 6.4: include/uapi/linux/prctl.h.
+    const PR_GET_AUXV: c_int = 0x4155_5856;
+    let mut vector = vec![0; 1024];
+    // SAFETY: the kernel writes at most as many bytes as it is told.
+    let length = unsafe { libc::prctl(PR_GET_AUXV, vector.as_mut_ptr(), vector.len(), 0_usize, 0_usize) };
+    match usize::try_from(length) {
+        Ok(length) if length <= vector.len() => Ok(vector),
+        _ => std::fs::read("/proc/self/auxv"),
+    }
 }
 
 type Constructor = extern "C" fn(c_int, *const *const libc::c_char, *const *const libc::c_char);

@@ -38,7 +38,7 @@ pub(crate) fn of_this_thread() -> Rights {
         libc::syscall(libc::SYS_capget, header.as_mut_ptr(), capabilities.as_mut_ptr());
         (
             libc::getgroups(buffer.len() as c_int, buffer.as_mut_ptr()),
-            libc::prctl(libc::PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0),
+            libc::prctl(libc::PR_GET_NO_NEW_PRIVS, 0_usize, 0_usize, 0_usize, 0_usize),
             libc::prctl(libc::PR_GET_SECCOMP),
             [libc::getpgid(0), libc::getsid(0)],
         )

@@ -1,0 +1,114 @@
+//! A unit is never less confined than the thread that starts it, although its zygote may be.
+#![allow(unsafe_code)]
+
+#[path = "harness/mod.rs"]
+mod harness;
+
+use std::collections::BTreeMap;
+
+use harness::can;
+use offspring::{Offspring, spawn};
+
+type Status = BTreeMap<String, String>;
+
+/// What the kernel says of the calling thread.
+fn status(_: ()) -> Status {
+    let text = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    text.lines()
+        .filter_map(|line| line.split_once(":\t"))
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}
+
+fn unit() -> Status {
+    spawn((), status).and_then(Offspring::wait).unwrap()
+}
+
+/// In a thread of its own: confines it, and starts a unit there. What the two have, and the zygote.
+fn compare(fields: &[&str], confine: impl FnOnce() -> bool + Send + 'static) {
+    let free = unit();
+    let zygote = harness::zygote();
+    let fields: Vec<String> = fields.iter().map(|field| (*field).to_owned()).collect();
+    let thread = std::thread::spawn(move || {
+        if !can("what is to be tried", confine()) {
+            return;
+        }
+        let (own, unit) = (status(()), unit());
+        for field in fields {
+            assert_eq!(unit[&field], own[&field], "{field}");
+            assert_ne!(unit[&field], free[&field], "{field}: nothing was confined");
+        }
+    });
+    thread.join().unwrap();
+    assert_eq!(unit()["Uid"], status(())["Uid"]);
+    assert_eq!(harness::zygote(), zygote, "the zygote did not stay");
+}
+
+/// The system calls themselves, for libc's apply to all threads.
+fn call(number: libc::c_long, arguments: [usize; 3]) -> bool {
+    // SAFETY: those used below take numbers, or a null pointer with the length 0.
+    unsafe { libc::syscall(number, arguments[0], arguments[1], arguments[2]) == 0 }
+}
+
+behaviour! { through ["auto"];
+    fn by_its_user() {
+        compare(&["Uid"], || call(libc::SYS_setresuid, [65534; 3]));
+    }
+
+    fn by_its_group() {
+        compare(&["Gid"], || call(libc::SYS_setresgid, [65534; 3]));
+    }
+
+    fn by_its_other_groups() {
+        let groups = [7_u32, 65534];
+        compare(&["Groups"], move || call(libc::SYS_setgroups, [2, groups.as_ptr() as usize, 0]));
+    }
+
+    fn by_no_new_privileges() {
+        compare(&["NoNewPrivs"], || {
+            // SAFETY: sets a flag of this thread.
+            unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 }
+        });
+    }
+
+    fn by_a_filter_of_system_calls() {
+        compare(&["Seccomp"], || harness::filter(libc::SYS_acct, libc::EPERM));
+    }
+
+    fn by_its_capabilities() {
+        // What is taken from the bounding set as well, an execve(2) of root's does not give back.
+        compare(&["CapEff"], || {
+            // SAFETY: drops one capability (CAP_SYS_TIME) from the bounding set, then from the other sets, of this thread.
+            unsafe {
+                let dropped = libc::prctl(libc::PR_CAPBSET_DROP, 25, 0, 0, 0) == 0;
+                let (mut header, mut data) = ([0x2008_0522_u32, 0], [0_u32; 6]);
+                libc::syscall(libc::SYS_capget, header.as_mut_ptr(), data.as_mut_ptr());
+                (0..3).for_each(|set| data[set] &= !(1 << 25));
+                dropped && libc::syscall(libc::SYS_capset, header.as_mut_ptr(), data.as_ptr()) == 0
+            }
+        });
+    }
+
+    fn a_new_process_group_is_the_units_as_well() {
+        unit();
+        let group = |_: ()| {
+            // SAFETY: getpgid(2) has no conditions.
+            unsafe { libc::getpgid(0) }
+        };
+        assert!(call(libc::SYS_setpgid, [0, 0, 0]));
+        assert_eq!(spawn((), group).unwrap().wait().unwrap(), std::process::id() as i32);
+    }
+
+    fn a_user_without_rights_starts_units_through_a_zygote() {
+        let nobody = spawn((), |()| {
+            if !can("another user", call(libc::SYS_setresgid, [65534; 3]) && call(libc::SYS_setresuid, [65534; 3])) {
+                return;
+            }
+            for n in 0..5 {
+                assert_eq!(spawn(n, |n: u32| n + 1).unwrap().wait().unwrap(), n + 1);
+                assert_eq!(harness::zygotes().len(), 1);
+            }
+        });
+        nobody.unwrap().wait().unwrap();
+    }
+}
