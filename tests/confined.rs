@@ -72,7 +72,7 @@ behaviour! { through ["auto"];
     }
 
     fn by_a_filter_of_system_calls() {
-        compare(&["Seccomp"], || harness::filter(libc::SYS_acct, libc::EPERM));
+        compare(&["Seccomp"], || harness::filter(libc::SYS_acct, libc::EPERM, false));
     }
 
     fn by_its_capabilities() {

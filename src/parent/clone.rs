@@ -67,6 +67,8 @@ fn ask(launch: &Launch<'_>, zygote: &Arc<Zygote>, deadline: Option<Instant>) -> 
     // While it is being made: what it is to run, and in what surroundings.
     match tell(launch, zygote, &unit) {
         Ok(()) => {}
+        // Nobody has its end of the line any more: the reaper will say why.
+        Err(Untold::Refused(_, error)) if is_gone(&error) => {}
         // It has nothing to do, and must not be.
         Err(Untold::Failed(step, error)) => {
             unit.give_up();

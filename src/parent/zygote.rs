@@ -199,10 +199,6 @@ impl Zygotes {
 impl Zygote {
     fn new() -> Result<Self, (String, io::Error)> {
         let failed = |step: &'static str| move |error| (step.to_owned(), error);
-        if !spawn::stays_here() {
-            let what = "the next child will be the first of a new pid namespace";
-            return Err(("zygote".into(), io::Error::other(what)));
-        }
         let (line, theirs) = sysio::packet_line().map_err(failed("socketpair"))?;
         let (ledger, memory) = Ledger::new().map_err(failed("memfd_create"))?;
         let own = pidfd::open(std::process::id()).map_err(failed("pidfd_open"))?;

@@ -399,10 +399,6 @@ pub(crate) mod spawn {
         pub(crate) death_signal: Option<i32>,
     }
 
-    pub(crate) fn stays_here() -> bool {
-        true
-    }
-
     pub(crate) fn spawn(_: Image<'_>) -> Result<(u32, OwnedFd), (&'static str, Error)> {
         super::none().map_err(|error| ("clone", error))
     }

@@ -188,8 +188,8 @@ pub fn state(pid: u32) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-/// Makes the calling thread, and what it starts, get an error from one system call.
-pub fn filter(call: libc::c_long, errno: i32) -> bool {
+/// Makes the calling thread, or the whole process, and what it starts, get an error from one system call.
+pub fn filter(call: libc::c_long, errno: i32, everywhere: bool) -> bool {
     let step =
         |code: u32, yes: u8, no: u8, k: u32| libc::sock_filter { code: code as u16, jt: yes, jf: no, k };
     let mut steps = [
@@ -202,6 +202,11 @@ pub fn filter(call: libc::c_long, errno: i32) -> bool {
     // SAFETY: the kernel copies the program; the flag is this thread's own.
     unsafe {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
+            && libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                if everywhere { libc::SECCOMP_FILTER_FLAG_TSYNC } else { 0 },
+                &raw const program,
+            ) == 0
     }
 }

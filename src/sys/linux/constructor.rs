@@ -47,6 +47,9 @@ pub(crate) fn is_in_place() -> io::Result<()> {
             "the program runs with raised privileges (set-user-id, set-group-id or file capabilities)",
         );
     }
+    if image::is_in_valgrind() {
+        return refuse("the program runs in valgrind, which cannot execute it anew");
+    }
     image::is_the_executable()?;
     if !RAN.load(Ordering::Relaxed) || image::constructors_after(&raw const CONSTRUCTOR).is_none() {
         return refuse("the crate's constructor is missing from the program");

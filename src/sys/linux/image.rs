@@ -3,7 +3,7 @@
 //! Parent and child are the same file, mapped at different addresses. So a function, or a record of one, is named by
 //! its distance from the start of the image, and the child finds it at the same distance in its own.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{CStr, c_int, c_void};
 use std::io;
 use std::mem::{align_of, size_of};
 use std::sync::OnceLock;
@@ -165,7 +165,7 @@ fn find() -> Option<Image> {
         const DT_INIT_ARRAYSZ: usize = 27;
         let init_array = tag(DT_INIT_ARRAY).zip(tag(DT_INIT_ARRAYSZ)).map(|(start, size)| {
             // The loader leaves this entry as it is in the file, relative to the base.
-            (if start < base { base.wrapping_add(start) } else { start }, size)
+            (base.wrapping_add(start), size)
         });
         search.found = Some(Image { base, headers: info.dlpi_phdr as usize, segments, init_array });
         1
@@ -194,6 +194,21 @@ pub(crate) fn is_the_executable() -> io::Result<()> {
         return refuse("the crate is linked into a shared library that another program loaded");
     }
     Ok(())
+}
+
+/// Whether the program runs in valgrind, which loads a library of its own ahead of all others. It knows nothing of pidfds,
+/// and executes itself when the program executes itself.
+pub(crate) fn is_in_valgrind() -> bool {
+    extern "C" fn visit(info: *mut libc::dl_phdr_info, _: usize, _: *mut c_void) -> c_int {
+        // SAFETY: dl_iterate_phdr(3) calls us with a valid record, whose name is a string or null.
+        let name = unsafe {
+            let name = (*info).dlpi_name;
+            if name.is_null() { c"" } else { CStr::from_ptr(name) }
+        };
+        c_int::from(name.to_bytes().windows(15).any(|part| part == b"/vgpreload_core"))
+    }
+    // SAFETY: `visit` has the signature that dl_iterate_phdr(3) asks for, and uses no data.
+    unsafe { libc::dl_iterate_phdr(Some(visit), std::ptr::null_mut()) != 0 }
 }
 
 /// The kernel's own. Its file belongs to root in a process that has given up rights, so it is asked for directly first.

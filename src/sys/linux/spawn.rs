@@ -102,12 +102,6 @@ pub(crate) fn spawn(image: Image<'_>) -> Result<(u32, OwnedFd), (&'static str, i
     Ok((pid as u32, above))
 }
 
-/// Whether a child of this thread is in the pid namespace that this process is in (unshare(2), CLONE_NEWPID).
-pub(crate) fn stays_here() -> bool {
-    let name = |path| std::fs::read_link(path).ok();
-    name("/proc/self/ns/pid") == name("/proc/thread-self/ns/pid_for_children")
-}
-
 /// A child that cannot be handed out must not be.
 fn abandon(pidfd: &OwnedFd, error: io::Error) -> io::Error {
     let _ = super::pidfd::send_signal(pidfd, signals::KILL);
