@@ -22,6 +22,12 @@ enum Death {
     Return,
     Exit,
     Panic,
+    /// Its zygote is killed in the same instant.
+    Both,
+    /// It leaves a copy of itself, which holds all its descriptors.
+    Copied,
+    /// Both of these.
+    BothCopied,
 }
 
 /// How the grandchild takes TERM.
@@ -30,6 +36,8 @@ enum Ear {
     Good,
     Deaf,
     Stopped,
+    /// Blocks every signal that can be blocked.
+    Shut,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -72,6 +80,28 @@ impl Parent {
             }
             Death::Exit => std::process::exit(4),
             Death::Panic => panic!("out"),
+            Death::Both => {
+                harness::kill(harness::zygote().unwrap(), libc::SIGKILL);
+                // SAFETY: as above.
+                unsafe { libc::raise(libc::SIGKILL) }
+            }
+            Death::Copied | Death::BothCopied => {
+                if self.0 == Death::BothCopied {
+                    harness::kill(harness::zygote().unwrap(), libc::SIGKILL);
+                }
+                // SAFETY: as above; the copy only sleeps.
+                unsafe {
+                    if libc::fork() == 0 {
+                        // Not to be waited for by whoever reads these to their end.
+                        libc::close(1);
+                        libc::close(2);
+                        loop {
+                            std::thread::sleep(Duration::from_secs(3600));
+                        }
+                    }
+                    libc::raise(libc::SIGKILL)
+                }
+            }
         };
     }
 }
@@ -87,6 +117,14 @@ impl Subprocess for Child {
         if matches!(self.0, Ear::Deaf) {
             // SAFETY: sets a disposition.
             unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
+        }
+        if matches!(self.0, Ear::Shut) {
+            // SAFETY: the mask of this thread, the only one.
+            unsafe {
+                let mut all: libc::sigset_t = std::mem::zeroed();
+                libc::sigfillset(&raw mut all);
+                libc::sigprocmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut());
+            }
         }
         println!("here");
         loop {
@@ -154,6 +192,62 @@ impl Subprocess for Promised {
         println!("here");
         eventually("no word", || self.0.join("go").exists());
         std::fs::write(self.0.join("done"), "").unwrap();
+    }
+}
+
+behaviour! { through ["zygote"];
+    fn units_that_cannot_hear_of_it_end_with_their_parent() {
+        for how in DEATHS {
+            die(how, Ear::Stopped);
+            die(how, Ear::Shut);
+        }
+    }
+
+    fn units_end_when_parent_and_zygote_are_killed_together() {
+        for ear in [Ear::Good, Ear::Deaf] {
+            (0..10).for_each(|_| die(Death::Both, ear));
+        }
+    }
+
+    fn units_end_when_a_copy_of_their_parent_goes_on() {
+        let deaths = [Ear::Good, Ear::Deaf, Ear::Stopped, Ear::Shut].map(|ear| (Death::Copied, ear));
+        for (how, ear) in deaths.into_iter().chain([(Death::BothCopied, Ear::Good), (Death::BothCopied, Ear::Deaf)]) {
+            die(how, ear);
+            // All that is left is the copy.
+            let mut left = Vec::new();
+            eventually("the zygote is left", || {
+                left = harness::tagged(&harness::tag());
+                left.len() == 1
+            });
+            harness::kill(left[0], libc::SIGKILL);
+            eventually("the copy is left", || !is_alive(left[0]));
+        }
+    }
+
+    fn a_tree_of_units_ends_from_the_top_down() {
+        fn grow(depth: u32) {
+            if depth > 0 {
+                drop(offspring::spawn(depth - 1, grow).unwrap());
+            } else {
+                println!("here");
+            }
+            loop {
+                std::thread::park();
+            }
+        }
+        #[derive(Serialize, Deserialize)]
+        struct Tree;
+        impl Subprocess for Tree {
+            type Output = ();
+            fn run(self) {
+                grow(4);
+            }
+        }
+        let mut root = Offspring::builder(Tree).stdout(Stdio::piped()).spawn().unwrap();
+        root.take_stdout().unwrap().read_exact(&mut [0; 5]).unwrap();
+        root.process().unwrap().kill().unwrap();
+        assert!(root.wait().is_err());
+        eventually("part of the tree is left", || harness::tagged(&harness::tag()).is_empty());
     }
 }
 
