@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use harness::{eventually, is_alive};
-use offspring::{Offspring, Stdio, Subprocess};
+use offspring::{Offspring, Stdio, Subprocess, SubprocessLoop};
 use serde::{Deserialize, Serialize};
 
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
@@ -201,6 +201,31 @@ behaviour! { through ["zygote"];
             die(how, Ear::Stopped);
             die(how, Ear::Shut);
         }
+    }
+
+    fn a_stopped_loop_whose_parent_dies_comes_to_its_end() {
+        #[derive(Serialize, Deserialize)]
+        struct Marks(PathBuf);
+        impl SubprocessLoop for Marks {
+            type Output = ();
+            fn tick(&mut self) -> std::ops::ControlFlow<(), Duration> {
+                std::ops::ControlFlow::Continue(Duration::from_secs(3600))
+            }
+            fn end(self) {
+                std::fs::write(self.0, "").unwrap();
+            }
+        }
+        let mark = std::env::temp_dir().join(harness::tag());
+        let parent = offspring::spawn(mark.clone(), |mark: PathBuf| {
+            let unit = Offspring::new(Marks(mark)).unwrap();
+            let pid = unit.process().unwrap().id();
+            harness::kill(pid, libc::SIGSTOP);
+            eventually("it does not stop", || harness::state(pid) == Some('T'));
+            harness::kill(std::process::id(), libc::SIGKILL);
+        });
+        assert!(parent.unwrap().wait().is_err());
+        eventually("its end was not run", || mark.exists());
+        std::fs::remove_file(mark).unwrap();
     }
 
     fn units_end_when_parent_and_zygote_are_killed_together() {

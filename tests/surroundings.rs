@@ -113,37 +113,33 @@ behaviour! { through ["zygote"];
         assert_eq!(double(5).unwrap(), 10);
     }
 
-    fn a_parent_whose_descriptors_are_taken_at_any_moment_leaves_no_child() {
-        use std::sync::atomic::{AtomicBool, Ordering};
-        assert_eq!(double(1).unwrap(), 2);
-        let old = limit_files(0, 32);
-        let done = AtomicBool::new(false);
-        let refused = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !done.load(Ordering::SeqCst) {
-                    let mut all = Vec::new();
-                    while let Ok(file) = std::fs::File::open("/dev/null") {
-                        all.push(file);
-                    }
-                }
+    fn a_childs_pidfd_that_is_lost_on_the_way_leaves_no_child() {
+        // SAFETY: no other thread reads the environment here.
+        unsafe { std::env::set_var("OFFSPRING_STEP", "zygote:cloned:stop") };
+        std::thread::scope(|scope| {
+            // The child is made, and its pidfd is sent once there is no room for it.
+            let start = scope.spawn(|| double(1));
+            let mut pid = None;
+            eventually("the zygote does not stop", || {
+                pid = zygote().filter(|pid| harness::state(*pid) == Some('T'));
+                pid.is_some()
             });
-            let refused = (0..1000).filter(|n| match double(*n) {
-                Ok(value) => {
-                    assert_eq!(value, 2 * n);
-                    false
-                }
-                Err(error) => {
-                    assert_eq!(error.kind(), ErrorKind::Start, "{error}");
-                    true
-                }
-            }).count();
-            done.store(true, Ordering::SeqCst);
-            refused
+            let old = limit_files(0, 64);
+            let mut all = Vec::new();
+            while let Ok(file) = std::fs::File::open("/dev/null") {
+                all.push(file);
+            }
+            harness::kill(pid.unwrap(), libc::SIGCONT);
+            let error = start.join().unwrap().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Start);
+            assert!(error.to_string().contains("pidfd") && error.to_string().contains("os error 24"), "{error}");
+            limit_files(0, old);
         });
-        limit_files(0, old);
-        assert!(refused > 0);
-        assert_eq!(double(2).unwrap(), 4);
         eventually("a child is left", || harness::tagged(&harness::tag()).is_empty());
+        // SAFETY: as above.
+        unsafe { std::env::remove_var("OFFSPRING_STEP") };
+        offspring::shutdown();
+        assert_eq!(double(2).unwrap(), 4);
     }
 
     fn a_zygote_without_descriptors_is_an_error_and_no_child_stays() {

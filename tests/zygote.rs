@@ -303,7 +303,10 @@ impl Subprocess for Owner {
             libc::pthread_mutex_lock(mutex);
             if libc::fork() == 0 {
                 // The owner ends without unlocking it: only its list of robust locks tells.
-                let told = libc::pthread_mutex_lock(mutex) == libc::EOWNERDEAD;
+                let mut limit: libc::timespec = std::mem::zeroed();
+                libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut limit);
+                limit.tv_sec += 10;
+                let told = libc::pthread_mutex_timedlock(mutex, &raw const limit) == libc::EOWNERDEAD;
                 println!("{told}");
                 libc::fflush(std::ptr::null_mut());
                 libc::_exit(0);
