@@ -1,7 +1,7 @@
 //! The test-only switches: lets any process end, stop or abort at any step of the protocol, and forces a launcher.
 //!
 //! With the feature `testing` alone; without it every call here is empty. `OFFSPRING_STEP=process:step:fault`, and
-//! `OFFSPRING_LAUNCHER=exec` or `zygote`: CONTRIBUTING.md has the steps and faults.
+//! `OFFSPRING_LAUNCHER=exec`, `zygote` or `spare`: CONTRIBUTING.md has the steps and faults.
 
 #[cfg(feature = "testing")]
 mod armed {
@@ -43,6 +43,7 @@ mod armed {
     pub(crate) fn forced() -> Option<Launcher> {
         match std::env::var("OFFSPRING_LAUNCHER").as_deref() {
             Ok("exec") => Some(Launcher::Exec),
+            Ok("spare") => Some(Launcher::Spare),
             Ok("zygote") => Some(Launcher::Zygote),
             _ => None,
         }

@@ -93,7 +93,7 @@ behaviour! { through ["zygote"];
         let stopped = zygote().unwrap();
         harness::kill(stopped, libc::SIGSTOP);
         let began = Instant::now();
-        let error = Offspring::builder(Double(1)).start_timeout(Duration::from_millis(200)).spawn().unwrap_err();
+        let error = Offspring::builder(Sleep).start_timeout(Duration::from_millis(200)).spawn().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Start);
         assert!(error.to_string().contains("zygote") && error.to_string().contains("in time"), "{error}");
         assert!(began.elapsed() >= Duration::from_millis(200));
@@ -266,6 +266,19 @@ behaviour! { through ["zygote"];
         reader.read_to_string(&mut text).unwrap();
         assert_eq!(text, "loud\n");
         assert!(zygote().is_some());
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Sleep;
+
+impl Subprocess for Sleep {
+    type Output = ();
+
+    fn run(self) {
+        loop {
+            std::thread::park();
+        }
     }
 }
 

@@ -9,10 +9,10 @@ use std::io;
 use crate::hook::step;
 use crate::sys;
 use crate::sys::image::Entry;
-use crate::sys::io::{MOST, OwnedFd};
+use crate::sys::io::{AsFd, MOST, OwnedFd};
 use crate::wire::codec;
-use crate::wire::frame::{Decoder, Frame, Kind};
-use crate::wire::message::{Context, Start, Step};
+use crate::wire::frame::{Decoder, Frame, Kind, encode};
+use crate::wire::message::{Context, Guard, Start, Step};
 use crate::zygote::boot::Claim;
 use run::{Host, Line};
 
@@ -30,20 +30,45 @@ pub(crate) fn prepare(claim: &Claim) {
 pub(crate) fn executed(claim: Claim) -> ! {
     step("child", "boot");
     prepare(&claim);
-    main(claim)
+    main(claim, None)
 }
 
-/// A child that was cloned: its context comes along its line.
-pub(crate) fn cloned(claim: Claim) -> ! {
+/// A child that was cloned: its context comes along its line, at once, or after a while if it is a spare. `parent`: a pidfd.
+pub(crate) fn cloned(claim: Claim, parent: OwnedFd, spare: bool) -> ! {
     step("child", "boot");
-    main(claim)
+    if spare {
+        sys::lifecycle::set_name("offspring-spare");
+        rehearse();
+    }
+    main(claim, Some(parent))
+}
+
+/// Goes once through what lies between a unit's arrival and its first line, so that the pages which that takes are there
+/// when it comes.
+fn rehearse() {
+    let start = Start {
+        nonce: 0,
+        parent: 0,
+        entry: 0,
+        type_name: "rehearsal".into(),
+        name: "rehearsal".into(),
+        guard: Some(Guard { grace: Some(std::time::Duration::from_secs(10)) }),
+        context: Some(Context::default()),
+    };
+    let sent =
+        [encode(Kind::Start, &codec::encode(&start).unwrap_or_default()), encode(Kind::Unit, &[])].concat();
+    let (mut decoder, mut input) = (Decoder::default(), &sent[..]);
+    while let Ok(Some(frame)) = decoder.next(&mut input) {
+        std::hint::black_box(codec::decode::<Start>(&frame.body).is_ok());
+    }
+    std::hint::black_box(Entry::at(u64::MAX).is_none());
 }
 
 /// Receives the unit, sets the process up as `main` would find it, runs the unit, ends.
-fn main(claim: Claim) -> ! {
+fn main(claim: Claim, parent: Option<OwnedFd>) -> ! {
     // 1. The line, and on it the terms.
     let mut line = Line::new(sys::io::take_line());
-    let Some(Received { start, unit, descriptors }) = receive(&line, &claim) else {
+    let Some(Received { start, unit, descriptors }) = receive(&line, &claim, parent) else {
         // The parent has gone, or this is not its line: there is nobody to tell.
         sys::lifecycle::exit_now(0)
     };
@@ -84,7 +109,7 @@ struct Received {
 }
 
 /// The two frames that a parent sends; `None` if the line ends first or speaks another language.
-fn receive(line: &Line, claim: &Claim) -> Option<Received> {
+fn receive(line: &Line, claim: &Claim, parent: Option<OwnedFd>) -> Option<Received> {
     let mut decoder = Decoder::default();
     let mut buffer = vec![0; 2 << 10];
     let mut start: Option<Start> = None;
@@ -93,9 +118,19 @@ fn receive(line: &Line, claim: &Claim) -> Option<Received> {
         let received = match sys::io::receive_with(&*line.fd, &mut buffer) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 // A copy that the parent forked may hold the line's other end beyond the parent's death: then no end comes.
-                while !sys::io::is_readable(&*line.fd, 1) {
-                    if sys::signals::orphaned(claim.parent as i32) {
-                        return None;
+                match &parent {
+                    Some(parent) => {
+                        let ready = sys::io::wait_any(&[line.fd.as_fd(), parent.as_fd()], false, None);
+                        if !ready[0] && ready[1] {
+                            return None;
+                        }
+                    }
+                    None => {
+                        while !sys::io::is_readable(&*line.fd, 1) {
+                            if sys::signals::orphaned(claim.parent as i32) {
+                                return None;
+                            }
+                        }
                     }
                 }
                 continue;

@@ -1,10 +1,12 @@
-//! The zygote launcher: asks the zygote for a child, and sends that child what it has otherwise than its caller.
+//! The launchers that clone: takes a spare or asks the zygote for a child, and sends it what it is to run, and what it is to
+//! have otherwise than the zygote.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::launcher::{Failure, Launch};
+use super::launcher::{Failure, Launch, Launcher};
+use super::parking::care;
 use super::unit::{Birth, Unit};
 use super::zygote::{Absent, Zygote};
 use crate::hook;
@@ -28,11 +30,54 @@ pub(super) fn launch(launch: &Launch<'_>) -> Result<Result<Arc<Unit>, Failure>, 
             let what = "the calling thread has other rights than the process had at its first start";
             return Ok(Err(("zygote".into(), io::Error::other(what))));
         }
+        if let Some(unit) = give(launch, &zygote, deadline)? {
+            return Ok(Ok(unit));
+        }
         match ask(launch, &zygote, deadline)? {
             Asked::Unit(unit) => return Ok(Ok(unit)),
             Asked::Refused(step, error) => return Ok(Err((step, error))),
             // It died, and this child was not made: once more.
             Asked::Gone => {}
+        }
+    }
+}
+
+/// Gives the unit to a spare, if there is one.
+fn give(
+    launch: &Launch<'_>,
+    zygote: &Arc<Zygote>,
+    deadline: Option<Instant>,
+) -> Result<Option<Arc<Unit>>, Failure> {
+    let runtime = &launch.starting.runtime;
+    // One that lives may not see the wish at its first step any more.
+    if hook::forced() == Some(Launcher::Zygote) || hook::wish(|| launch.environment()).is_some() {
+        return Ok(None);
+    }
+    loop {
+        let spare = match hook::forced() {
+            Some(Launcher::Spare) => runtime.parking.wait(runtime, zygote, deadline),
+            _ => runtime.parking.take(zygote),
+        };
+        let Some(spare) = spare else { return Ok(None) };
+        zygote.note(spare.slot.number, care(launch.terms.terminate, launch.terms.grace));
+        let unit = Unit::of_spare(launch, spare);
+        runtime.expect(&unit, || true);
+        match tell(launch, zygote, &unit) {
+            Ok(()) => {
+                unit.on_taken();
+                return Ok(Some(unit));
+            }
+            // It has died while it was parked, and will be reaped. The next, please.
+            Err(Untold::Refused(_, error)) if is_gone(&error) => {}
+            Err(Untold::Failed(step, error)) => {
+                unit.give_up();
+                return Err((step.into(), error));
+            }
+            // The zygote launcher will say the same, and see to it.
+            Err(Untold::Refused(..)) => {
+                unit.give_up();
+                return Ok(None);
+            }
         }
     }
 }
@@ -51,7 +96,8 @@ fn ask(launch: &Launch<'_>, zygote: &Arc<Zygote>, deadline: Option<Instant>) -> 
     if !runtime.expect(&unit, || zygote.is_alive()) {
         return Ok(Asked::Gone);
     }
-    let request = Request { id: unit.id, guard: launch.guard(), wish: hook::wish(|| launch.environment()) };
+    let request =
+        Request { id: unit.id, guard: launch.guard(), slot: None, wish: hook::wish(|| launch.environment()) };
     let sent = zygote.request(&request, &theirs, deadline);
     drop(theirs);
     hook::step("parent", "launched");

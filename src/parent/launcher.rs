@@ -1,6 +1,6 @@
 //! Starting a child: what is sent along, by which launcher, and what is told when it fails.
 //!
-//! The *zygote* launcher asks a small process of the same program for a clone of itself. The *exec* launcher executes the
+//! The *spare* launcher gives the unit to a child that is there already. The *zygote* launcher asks a small process of the same program for a clone of itself. The *exec* launcher executes the
 //! program again for the one unit: slower, and always right. It is taken where the zygote cannot be, or must not.
 
 use std::ffi::OsString;
@@ -42,6 +42,7 @@ impl Order {
 #[cfg_attr(not(feature = "testing"), allow(dead_code))] // Named by the test-only switch alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Launcher {
+    Spare,
     Zygote,
     Exec,
 }

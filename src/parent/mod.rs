@@ -3,6 +3,9 @@
 pub(crate) mod launcher;
 mod clone;
 mod exec;
+mod line;
+mod parking;
+pub(crate) mod spares;
 mod zygote;
 pub(crate) mod runtime;
 pub(crate) mod reaper;

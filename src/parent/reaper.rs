@@ -45,8 +45,11 @@ pub(crate) fn work(runtime: &Runtime) {
     let mut buffer = vec![0; 64 << 10];
     while let Some(pause) = runtime.pause() {
         runtime.zygotes.make_if_wanted(runtime);
-        if let Some(zygote) = runtime.zygotes.current().filter(|_| runtime.is_all_but_closed()) {
-            zygote.kill();
+        if runtime.is_all_but_closed() {
+            runtime.parking.close();
+            if let Some(zygote) = runtime.zygotes.current() {
+                zygote.kill();
+            }
         }
         let tokens = runtime.poller.wait(pause);
         // After a long stop (SIGSTOP, a suspended machine) deadlines are over and news is waiting: the news first, so
@@ -71,6 +74,7 @@ pub(crate) fn work(runtime: &Runtime) {
         for unit in runtime.due() {
             unit.on_time();
         }
+        runtime.parking.tend(runtime, runtime.is_alone());
     }
 }
 
@@ -88,15 +92,20 @@ fn on_event(runtime: &Runtime, event: u64, buffer: &mut [u8]) {
             zygote.kill();
         };
     }
-    // Gone already: an earlier event of the same turn was its end.
-    let Some(unit) = runtime.unit(event >> 2) else { return };
+    // If it is no spare either, it is gone already: an earlier event of the same turn was its end.
+    let Some(unit) = runtime.unit(event >> 2) else {
+        return runtime.parking.on_event(runtime, event >> 2, event & 3);
+    };
     match event & 3 {
         LINE => {
             if let Some(interest) = unit.on_line(buffer) {
                 unit.with_line(|line, _| runtime.watch_line(unit.id, line, interest));
             }
         }
-        EXIT if unit.on_exit(buffer) => runtime.strike(&unit),
+        EXIT if unit.on_exit(buffer) => {
+            runtime.strike(&unit);
+            runtime.parking.on_end();
+        }
         SINK => runtime.on_sink(unit.id),
         _ => {}
     }
@@ -128,7 +137,15 @@ fn hear_zygote(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) -> Heard {
             Err(_) => return Heard::End,
         }
     } else if let Some(Reply { id, made }) = Reply::from_bytes(bytes) {
-        let Some(unit) = runtime.unit(id) else { return Heard::Something };
+        let Some(unit) = runtime.unit(id) else {
+            let child = made.ok().and_then(|pid| {
+                let pidfd = received.descriptors.into_iter().next().flatten();
+                let opened = pidfd.map_or_else(|| pidfd::open_child(pid), Ok);
+                Some((pid, opened.inspect_err(|_| pidfd::end_by_number(pid)).ok()?))
+            });
+            runtime.parking.on_reply(runtime, id, child);
+            return Heard::Something;
+        };
         match made {
             Ok(pid) => {
                 // If the descriptor was lost on the way here, there is a child all the same.
@@ -166,6 +183,7 @@ fn on_zygotes_end(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) {
             None => unit.on_no_birth(Birth::Gone),
         }
     }
+    runtime.parking.bereave(runtime, zygote);
     runtime.forget(zygote.line());
     runtime.forget(&zygote.pidfd);
     runtime.zygotes.on_end(zygote, status);

@@ -11,9 +11,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use super::line::Interest;
+use super::parking::Parking;
 use super::reaper;
 use super::shutdown::Why;
-use super::unit::{Interest, Unit, lock};
+use super::unit::{Unit, lock};
 use super::zygote::{Zygote, Zygotes};
 use crate::sys::io::{AsFd, OwnedFd, Poller};
 use crate::sys::{lifecycle, signals};
@@ -32,13 +34,13 @@ pub(crate) struct Runtime {
     pub(crate) poller: Poller,
     pub(crate) table: Mutex<Table>,
     pub(super) zygotes: Zygotes,
+    pub(super) parking: Parking,
     next_id: AtomicU64,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Default)]
 pub(crate) struct Table {
-    /// In the order of their starts.
     units: BTreeMap<u64, (Arc<Unit>, Option<Instant>)>,
     deadlines: BTreeSet<(Instant, u64)>,
     /// Pipes of units whose handles are gone: read, so that the unit does not wait for a reader for ever.
@@ -149,6 +151,7 @@ impl Runtime {
             poller: Poller::new()?,
             table: Mutex::default(),
             zygotes: Zygotes::default(),
+            parking: Parking::default(),
             next_id: AtomicU64::new(1),
             thread: Mutex::new(None),
         });
@@ -169,7 +172,9 @@ impl Runtime {
         let units: Vec<_> = {
             let mut table = lock(&self.table);
             table.closing = Some(why);
-            table.units.values().rev().map(|(unit, _)| unit.clone()).collect()
+            let mut units: Vec<_> = table.units.values().map(|(unit, _)| unit.clone()).collect();
+            units.sort_by_key(|unit| std::cmp::Reverse(unit.began()));
+            units
         };
         for unit in units {
             unit.ask_to_end(why);
@@ -233,6 +238,12 @@ impl Runtime {
         table.closing.is_some()
             && table.starting == 0
             && table.units.values().all(|(unit, _)| !unit.is_born())
+    }
+
+    /// For the reaper: whether no unit lives.
+    pub(super) fn is_alone(&self) -> bool {
+        let table = lock(&self.table);
+        table.units.is_empty() && table.starting == 0
     }
 
     pub(crate) fn unit(&self, id: u64) -> Option<Arc<Unit>> {
@@ -311,15 +322,14 @@ impl Runtime {
 
     /// For the reaper: how long to sleep, or `None` when all work is done.
     pub(crate) fn pause(&self) -> Option<Option<std::time::Duration>> {
+        let parking = self.parking.deadline();
+        let nobody_else = self.zygotes.current().is_none() && self.parking.is_empty();
         let mut table = lock(&self.table);
-        if table.closing.is_some()
-            && table.units.is_empty()
-            && table.starting == 0
-            && self.zygotes.current().is_none()
-        {
+        if table.closing.is_some() && table.units.is_empty() && table.starting == 0 && nobody_else {
             return None;
         }
-        table.sleeps_until = table.deadlines.first().map(|(deadline, _)| *deadline);
+        let first = table.deadlines.first().map(|(deadline, _)| *deadline);
+        table.sleeps_until = first.into_iter().chain(parking).min();
         Some(table.sleeps_until.map(|until| until.saturating_duration_since(Instant::now())))
     }
 

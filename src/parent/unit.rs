@@ -8,13 +8,15 @@ use std::task::Waker;
 use std::time::Instant;
 
 use super::launcher::Launch;
+use super::line::{Interest, Line, Piece};
+use super::parking::{Slot, Spare};
 use super::runtime::Runtime;
 use super::shutdown::{Act, Why};
 use super::table::{Life, Outcome, Verdict};
 use crate::sys::io::{BorrowedFd, OwnedFd};
 use crate::sys::{pidfd, signals};
 use crate::wire::codec;
-use crate::wire::frame::{Decoder, Frame, Kind};
+use crate::wire::frame::{Frame, Kind};
 
 /// Locks, also after a panic elsewhere: nothing in this crate panics while it holds one.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -25,6 +27,7 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Unit {
     pub(crate) id: u64,
     pub(crate) name: String,
+    began: Instant,
     /// Its pid and its pidfd, once it has been made.
     child: OnceLock<(u32, OwnedFd)>,
     /// The process whose child it is. A copy that the user forks must not touch it: the locks may be held for ever,
@@ -36,6 +39,8 @@ pub(crate) struct Unit {
     state: Mutex<State>,
     changed: Condvar,
     line: Mutex<Line>,
+    /// If it was a spare: its place in the ledger, until it has been reaped.
+    slot: Mutex<Option<Slot>>,
 }
 
 /// What came of a child that was asked for.
@@ -61,31 +66,26 @@ pub(crate) struct End {
     pub(crate) verdict: Option<Verdict>,
 }
 
-/// The parent's end of the line.
-struct Line {
-    fd: Option<OwnedFd>,
-    decoder: Decoder,
-    /// What has not been sent yet, and how much of it has.
-    unsent: Vec<Vec<u8>>,
-    sent: usize,
-    /// What it is watched for.
-    interest: Interest,
-}
-
-/// What the reaper watches the line for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Interest {
-    Reads,
-    ReadsAndWrites,
-}
-
 impl Unit {
     /// A child that is about to be asked for, and its line.
     pub(crate) fn new(launch: &Launch<'_>, line: OwnedFd) -> Arc<Self> {
+        Arc::new(Self::with_id(launch.starting.runtime.next_id(), launch, line))
+    }
+
+    /// A child that is there already, and watched.
+    pub(crate) fn of_spare(launch: &Launch<'_>, spare: Spare) -> Arc<Self> {
+        let Spare { id, child, line, slot } = spare;
+        let unit =
+            Self { child: child.into(), slot: Mutex::new(Some(slot)), ..Self::with_id(id, launch, line) };
+        Arc::new(unit)
+    }
+
+    fn with_id(id: u64, launch: &Launch<'_>, line: OwnedFd) -> Self {
         let runtime = &launch.starting.runtime;
-        Arc::new(Self {
-            id: runtime.next_id(),
+        Self {
+            id,
             name: launch.name.to_owned(),
+            began: launch.began,
             child: OnceLock::new(),
             owner: std::process::id(),
             runtime: Arc::downgrade(runtime),
@@ -97,34 +97,20 @@ impl Unit {
                 waker: None,
             }),
             changed: Condvar::new(),
-            line: Mutex::new(Line {
-                fd: Some(line),
-                decoder: Decoder::default(),
-                unsent: Vec::new(),
-                sent: 0,
-                interest: Interest::Reads,
-            }),
-        })
+            line: Mutex::new(Line::new(line)),
+            slot: Mutex::new(None),
+        }
     }
 
     /// Sends what fits of what the child is to be told; what is left, the reaper will send.
     pub(crate) fn tell(&self, parts: [&[u8]; 3], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut line = lock(&self.line);
-        let Line { fd: Some(fd), unsent, interest, .. } = &mut *line else { return Ok(()) };
-        let mut sent = crate::sys::io::send_with(&*fd, &parts, descriptors)?;
-        for part in parts {
-            let rest = &part[sent.min(part.len())..];
-            sent -= part.len() - rest.len();
-            if !rest.is_empty() {
-                unsent.push(rest.to_owned());
-            }
+        if line.tell(parts, descriptors)? {
+            return Ok(());
         }
-        if !unsent.is_empty() {
-            *interest = Interest::ReadsAndWrites;
-            // If it is watched already. Else it will be as it is wanted then.
-            if let Some(runtime) = self.runtime.upgrade() {
-                runtime.watch_line(self.id, fd, *interest);
-            }
+        // If it is watched already. Else it will be as it is wanted then.
+        if let (Some(fd), Some(runtime)) = (&line.fd, self.runtime.upgrade()) {
+            runtime.watch_line(self.id, fd, line.interest);
         }
         Ok(())
     }
@@ -132,6 +118,12 @@ impl Unit {
     /// Whoever asked for it does not want it any more: it is killed, now or when it is made.
     pub(crate) fn give_up(self: &Arc<Self>) {
         self.change(Life::on_given_up);
+    }
+
+    /// It was a spare, and has been told what to run.
+    pub(crate) fn on_taken(self: &Arc<Self>) {
+        // It may have been asked to end before it was in the table; its first deadline is to be noted.
+        self.change(|_, _| None);
     }
 
     /// The child has been made: watches it from now on.
@@ -187,6 +179,11 @@ impl Unit {
         // UNWRAP: asked by handles and by the reaper alone. The first are made after the birth; the second is told of its
         // end by the pidfd that came with it.
         self.child.get().expect("the child has been made")
+    }
+
+    /// When its start began: the order in which units are ended. (Spares have older numbers than their starts.)
+    pub(crate) fn began(&self) -> Instant {
+        self.began
     }
 
     /// Whether this process is its parent, or only a fork's copy of it.
@@ -321,49 +318,20 @@ impl Unit {
     /// from now on, if that is something else.
     pub(crate) fn on_line(self: &Arc<Self>, buffer: &mut [u8]) -> Option<Interest> {
         let mut line = lock(&self.line);
-        self.send(&mut line);
+        line.send_left();
         // Bounded, so that a chatterer does not keep the reaper from the others.
         self.hear(&mut line, 16, buffer);
-        if line.fd.is_none() || !line.unsent.is_empty() || line.interest == Interest::Reads {
-            return None;
-        }
-        line.interest = Interest::Reads;
-        Some(line.interest)
-    }
-
-    fn send(&self, line: &mut Line) {
-        while let (Some(fd), Some(bytes)) = (&line.fd, line.unsent.first()) {
-            match crate::sys::io::send_now(fd, &bytes[line.sent..]) {
-                Ok(count) if line.sent + count == bytes.len() => {
-                    line.unsent.remove(0);
-                    line.sent = 0;
-                }
-                Ok(count) => line.sent += count,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
-                // It has closed its end, or died: what it said before is still to be heard.
-                Err(_) => line.unsent.clear(),
-            }
-        }
+        line.changed_interest()
     }
 
     /// Hears what is there, in at most so many pieces. `fd` is `None` after the end.
     fn hear(self: &Arc<Self>, line: &mut Line, pieces: usize, buffer: &mut [u8]) {
         for _ in 0..pieces {
-            let Some(fd) = &line.fd else { return };
-            let count = match crate::sys::io::receive_now(fd, buffer) {
-                Ok(count) => count,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
-                // ECONNRESET: it died with something of ours unread. All it said has been heard.
-                Err(_) => 0,
+            let (count, more) = match line.receive(buffer) {
+                Piece::Nothing => return,
+                Piece::Some { count, more } => (count, more),
+                Piece::End(fd) => return self.forget_line(&fd),
             };
-            if count == 0 {
-                if let Some(fd) = line.fd.take() {
-                    self.forget_line(&fd);
-                }
-                return;
-            }
-            // Less than there is room for was all there is; if more comes, there will be an event for it.
-            let more = count == buffer.len();
             let mut input = &buffer[..count];
             while !input.is_empty() {
                 match line.decoder.next(&mut input) {
@@ -463,6 +431,7 @@ impl Unit {
             state.waker.take()
         };
         self.changed.notify_all();
+        drop(lock(&self.slot).take());
         if let Some(fd) = lock(&self.line).fd.take() {
             self.forget_line(&fd);
         }

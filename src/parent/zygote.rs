@@ -9,11 +9,12 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::exec::{claim, marked};
+use super::parking::{Slot, Slots};
 use super::runtime::Runtime;
 use super::unit::lock;
 use crate::log;
 use crate::sys::io::{self as sysio, AsFd, OwnedFd};
-use crate::sys::ledger::Ledger;
+use crate::sys::ledger::{Care, Ledger};
 use crate::sys::rights::Rights;
 use crate::sys::{pidfd, signals, spawn};
 use crate::wire::codec;
@@ -34,6 +35,7 @@ pub(crate) struct Zygote {
     line: OwnedFd,
     pub(super) pidfd: OwnedFd,
     ledger: Ledger,
+    pub(super) slots: Arc<Slots>,
     pub(super) nonce: u64,
     /// What it has from us: an environment, and standard streams (kept here to be compared with later ones).
     pub(super) environment: Vec<(OsString, OsString)>,
@@ -228,6 +230,7 @@ impl Zygote {
             line,
             pidfd,
             ledger,
+            slots: Arc::new(Slots::new()),
             nonce: claim.nonce,
             environment,
             streams,
@@ -269,6 +272,22 @@ impl Zygote {
         self.heard.store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
+    /// A place in the ledger for a spare, which is noted to have no unit yet.
+    pub(super) fn take_slot(&self) -> Option<Slot> {
+        self.slots.take().inspect(|slot| self.ledger.note(slot.number, Care::Parked))
+    }
+
+    /// Notes what is to become of a spare that has got its unit.
+    pub(super) fn note(&self, slot: usize, care: Care) {
+        self.ledger.note(slot, care);
+    }
+
+    /// Asks for a child, if it can be asked at once.
+    pub(super) fn try_request(&self, request: &Request, line: &OwnedFd) -> io::Result<()> {
+        let bytes = codec::encode(request).map_err(io::Error::other)?;
+        sysio::send_with(&self.line, &[&bytes], &[line.as_fd()]).map(drop)
+    }
+
     /// Asks for a child.
     pub(super) fn request(
         &self,
@@ -276,9 +295,8 @@ impl Zygote {
         line: &OwnedFd,
         deadline: Option<Instant>,
     ) -> io::Result<()> {
-        let bytes = codec::encode(request).map_err(io::Error::other)?;
         loop {
-            match sysio::send_with(&self.line, &[&bytes], &[line.as_fd()]) {
+            match self.try_request(request, line) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     // Many have asked, and it has not answered.
                     let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -290,7 +308,7 @@ impl Zygote {
                         self.replace_if_silent();
                     }
                 }
-                sent => return sent.map(drop),
+                sent => return sent,
             }
         }
     }

@@ -59,6 +59,8 @@ pub(crate) struct Hello {
 pub(crate) struct Request {
     pub(crate) id: u64,
     pub(crate) guard: Option<Guard>,
+    /// It is a spare: what is to become of it without its parent will stand there in the ledger.
+    pub(crate) slot: Option<usize>,
     /// For the test-only step hook: what the child is to do at which step.
     pub(crate) wish: Option<String>,
 }

@@ -7,13 +7,13 @@
 use std::io;
 
 use super::boot::Claim;
-use super::wards::Wards;
+use super::wards::{Told, Wards};
 use crate::child;
 use crate::hook::{self, step};
 use crate::sys;
 use crate::sys::clone::Alone;
 use crate::sys::io::{AsFd, OwnedFd};
-use crate::sys::ledger::Ledger;
+use crate::sys::ledger::{Care, Ledger};
 use crate::wire::codec;
 use crate::wire::message::{Hello, Reply, Request, Welcome};
 
@@ -79,7 +79,7 @@ impl Zygote {
                 Ok(received) if received.count > 0 => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 // The parent has gone, or has executed another program.
-                _ => self.wards.mourn(),
+                _ => self.wards.mourn(&self.ledger),
             };
             step("zygote", "asked");
             let Ok(request) = codec::decode::<Request>(&buffer[..received.count]) else { continue };
@@ -94,18 +94,21 @@ impl Zygote {
                     let Self { claim, line: own, parent, .. } = self;
                     // Its place is taken by the child's line, which closes it.
                     std::mem::forget(own);
-                    drop(parent);
                     hook::adopt(request.wish);
                     sys::io::put_line(line);
-                    child::cloned(claim)
+                    child::cloned(claim, parent, request.slot.is_some())
                 }
                 Ok(Some((pid, pidfd))) => {
                     step("zygote", "cloned");
                     self.reply(request.id, Ok(pid), Some(&pidfd));
                     step("zygote", "told");
                     drop(line);
-                    if let Some(guard) = request.guard {
-                        self.wards.add(pid, &pidfd, guard.grace);
+                    let care = match (request.slot, request.guard) {
+                        (Some(slot), _) => Some(Told::In(slot)),
+                        (None, guard) => guard.map(|guard| Told::Now(Care::End(guard.grace))),
+                    };
+                    if let Some(care) = care {
+                        self.wards.add(pid, &pidfd, care);
                     }
                 }
                 Err(error) => self.reply(request.id, Err(error.raw_os_error().unwrap_or_default()), None),
@@ -122,7 +125,7 @@ impl Zygote {
         while let Err(error) = sys::io::send_with(&self.line, &[bytes], descriptor.as_slice()) {
             match error.kind() {
                 io::ErrorKind::WouldBlock => self.wait(true),
-                _ => self.wards.mourn(),
+                _ => self.wards.mourn(&self.ledger),
             }
         }
     }
@@ -131,7 +134,7 @@ impl Zygote {
     fn wait(&self, writes: bool) {
         let ready = sys::io::wait_any(&[self.line.as_fd(), self.parent.as_fd()], writes, None);
         if ready[1] {
-            self.wards.mourn();
+            self.wards.mourn(&self.ledger);
         }
     }
 }

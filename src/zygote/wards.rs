@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::sys::clone::identity;
 use crate::sys::io::{AsFd, OwnedFd};
+use crate::sys::ledger::{Care, Ledger};
 use crate::sys::{io, lifecycle, pidfd, signals};
 
 #[derive(Default)]
@@ -21,7 +22,13 @@ pub(crate) struct Wards {
 struct Ward {
     pid: u32,
     identity: u64,
-    grace: Option<Duration>,
+    care: Told,
+}
+
+/// What is to become of a child: known from the beginning, or to be looked up in the ledger.
+pub(crate) enum Told {
+    Now(Care),
+    In(usize),
 }
 
 impl Ward {
@@ -32,29 +39,38 @@ impl Ward {
 }
 
 impl Wards {
-    pub(crate) fn add(&mut self, pid: u32, pidfd: &OwnedFd, grace: Option<Duration>) {
+    pub(crate) fn add(&mut self, pid: u32, pidfd: &OwnedFd, care: Told) {
         let Some(identity) = identity(pidfd) else { return };
         if self.list.len() >= self.limit {
             self.list.retain(|ward| ward.open().is_some());
             // Twice what is left: so each is looked at a few times in all, however many live.
             self.limit = (2 * self.list.len()).max(64);
         }
-        self.list.push(Ward { pid, identity, grace });
+        self.list.push(Ward { pid, identity, care });
     }
 
     /// The parent is gone: lets the guard of each child be heard, kills what lives after its grace, ends.
-    pub(crate) fn mourn(&self) -> ! {
+    pub(crate) fn mourn(&self, ledger: &Ledger) -> ! {
         let now = Instant::now();
-        let mut left: Vec<_> = self.list.iter().filter_map(|ward| Some((ward.open()?, ward.grace))).collect();
-        for (child, _) in &left {
-            let _ = pidfd::send_signal(child, signals::GUARD);
-            let _ = pidfd::send_signal(child, signals::CONT);
+        let mut left = Vec::new();
+        for ward in &self.list {
+            let care = match ward.care {
+                Told::Now(care) => care,
+                Told::In(slot) => ledger.care(slot),
+            };
+            let (Some(child), false) = (ward.open(), care == Care::LetBe) else { continue };
+            let _ = pidfd::send_signal(&child, signals::GUARD);
+            let _ = pidfd::send_signal(&child, signals::CONT);
+            match care {
+                Care::Parked => left.push((child, Duration::ZERO)),
+                Care::End(Some(grace)) if now.checked_add(grace).is_some() => left.push((child, grace)),
+                // Never to be killed, and so not waited for.
+                Care::End(_) | Care::LetBe => {}
+            }
         }
-        // Those that are never to be killed are not waited for.
-        left.retain(|(_, grace)| grace.is_some_and(|grace| now.checked_add(grace).is_some()));
         while !left.is_empty() {
             let spent = now.elapsed();
-            let rest = |grace: &Option<Duration>| grace.unwrap_or_default().saturating_sub(spent);
+            let rest = |grace: &Duration| grace.saturating_sub(spent);
             for (child, _) in left.iter().filter(|(_, grace)| rest(grace).is_zero()) {
                 let _ = pidfd::send_signal(child, signals::KILL);
             }

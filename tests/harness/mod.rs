@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// As `OFFSPRING_LAUNCHER` forces them.
-pub const LAUNCHERS: &[&str] = &["exec", "zygote"];
+pub const LAUNCHERS: &[&str] = &["exec", "zygote", "spare"];
 const TAG: &str = "OFFSPRING_TEST";
 
 /// Declares tests that run through the harness: through every launcher, or, with `through [..];`, through those alone (`auto`
@@ -150,26 +150,42 @@ pub fn zygote() -> Option<u32> {
 
 /// All of this process's zygotes: one at the most, it is to be hoped.
 pub fn zygotes() -> Vec<u32> {
+    makers_and_made().0
+}
+
+/// This process's spares.
+pub fn spares() -> Vec<u32> {
+    makers_and_made().1
+}
+
+/// The live children of this process that are no units: zygotes, and what they have made and nobody has asked for.
+fn makers_and_made() -> (Vec<u32>, Vec<u32>) {
     let children = std::fs::read_dir("/proc/self/task")
         .unwrap()
         .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok());
     let children: Vec<String> = children.collect();
     let pids = children.iter().flat_map(|list| list.split_whitespace()).filter_map(|pid| pid.parse().ok());
-    let is_zygote = |pid: &u32| {
-        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "offspring")
+    let is_named = |pid: &u32| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("offspring"))
     };
-    pids.filter(|pid| is_alive(*pid)).filter(is_zygote).collect()
+    // A clone has its maker's name until it has one of its own, but not the page that the maker shares with us.
+    let shares = |pid: &u32| {
+        std::fs::read_to_string(format!("/proc/{pid}/maps"))
+            .is_ok_and(|maps| maps.contains("/memfd:offspring"))
+    };
+    pids.filter(|pid| is_alive(*pid)).filter(is_named).partition(shares)
 }
 
-/// Every live process with that tag in its environment, but this one and its zygote.
+/// Every live process with that tag in its environment, but this one, its zygote and its spares.
 pub fn tagged(tag: &str) -> Vec<u32> {
     let entry = format!("{TAG}={tag}\0");
-    let own = zygote();
+    let (zygotes, spares) = makers_and_made();
+    let own = [zygotes, spares].concat();
     let processes = std::fs::read_dir("/proc")
         .unwrap()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     processes
-        .filter(|pid| *pid != std::process::id() && Some(*pid) != own && is_alive(*pid))
+        .filter(|pid| *pid != std::process::id() && !own.contains(pid) && is_alive(*pid))
         .filter(|pid| {
             let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
             environment.windows(entry.len()).any(|window| window == entry.as_bytes())

@@ -1,0 +1,97 @@
+//! The parent's end of a child's line: what is left to be sent, and what has been heard of a frame so far.
+
+use std::io;
+
+use crate::sys::io::{self as sysio, BorrowedFd, OwnedFd};
+use crate::wire::frame::Decoder;
+
+pub(crate) struct Line {
+    /// `None` after the end.
+    pub(crate) fd: Option<OwnedFd>,
+    pub(crate) decoder: Decoder,
+    /// What has not been sent yet, and how much of it has.
+    unsent: Vec<Vec<u8>>,
+    sent: usize,
+    /// What it is watched for.
+    pub(crate) interest: Interest,
+}
+
+/// What the reaper watches a line for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Interest {
+    Reads,
+    ReadsAndWrites,
+}
+
+/// What was heard.
+pub(crate) enum Piece {
+    Nothing,
+    /// So many bytes; whether there may be more.
+    Some {
+        count: usize,
+        more: bool,
+    },
+    /// It has ended; this was its descriptor.
+    End(OwnedFd),
+}
+
+impl Line {
+    pub(crate) fn new(fd: OwnedFd) -> Self {
+        let (decoder, interest) = (Decoder::default(), Interest::Reads);
+        Self { fd: Some(fd), decoder, unsent: Vec::new(), sent: 0, interest }
+    }
+
+    /// Sends what fits; whether that was all. What is left is kept.
+    pub(crate) fn tell(&mut self, parts: [&[u8]; 3], descriptors: &[BorrowedFd<'_>]) -> io::Result<bool> {
+        let Some(fd) = &self.fd else { return Ok(true) };
+        let mut sent = sysio::send_with(fd, &parts, descriptors)?;
+        for part in parts {
+            let rest = &part[sent.min(part.len())..];
+            sent -= part.len() - rest.len();
+            if !rest.is_empty() {
+                self.unsent.push(rest.to_owned());
+            }
+        }
+        if !self.unsent.is_empty() {
+            self.interest = Interest::ReadsAndWrites;
+        }
+        Ok(self.unsent.is_empty())
+    }
+
+    /// Sends what fits of what is left.
+    pub(crate) fn send_left(&mut self) {
+        while let (Some(fd), Some(bytes)) = (&self.fd, self.unsent.first()) {
+            match sysio::send_now(fd, &bytes[self.sent..]) {
+                Ok(count) if self.sent + count == bytes.len() => {
+                    self.unsent.remove(0);
+                    self.sent = 0;
+                }
+                Ok(count) => self.sent += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // It has closed its end, or died: what it said before is still to be heard.
+                Err(_) => self.unsent.clear(),
+            }
+        }
+    }
+
+    /// What it is to be watched for from now on, if that is something else.
+    pub(crate) fn changed_interest(&mut self) -> Option<Interest> {
+        if self.fd.is_none() || !self.unsent.is_empty() || self.interest == Interest::Reads {
+            return None;
+        }
+        self.interest = Interest::Reads;
+        Some(self.interest)
+    }
+
+    /// Receives a piece of what is there.
+    pub(crate) fn receive(&mut self, buffer: &mut [u8]) -> Piece {
+        let Some(fd) = &self.fd else { return Piece::Nothing };
+        match sysio::receive_now(fd, buffer) {
+            // Less than there is room for was all there is; if more comes, there will be an event for it.
+            Ok(count) if count > 0 => Piece::Some { count, more: count == buffer.len() },
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Piece::Nothing,
+            // ECONNRESET as well: it died with something of ours unread. All it said has been heard.
+            _ => self.fd.take().map_or(Piece::Nothing, Piece::End),
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! The spares that are there: children that the zygote made before they were asked for. Each waits on its line.
+//!
+//! They are made and seen to by the reaper, in the order that `spares.rs` decides; whoever starts a unit takes one. One that
+//! dies meanwhile is struck off without a word. All belong to one zygote: with its end, those that are left are given back.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
+
+use super::reaper::{self, EXIT, LINE};
+use super::runtime::Runtime;
+use super::spares::{Supply, Wish};
+use super::unit::lock;
+use super::zygote::Zygote;
+use crate::sys::io::{self as sysio, OwnedFd};
+use crate::sys::ledger::{Care, SLOTS};
+use crate::sys::{pidfd, signals};
+use crate::wire::message::Request;
+
+/// A place in the ledger, held as long as the child lives.
+pub(crate) struct Slot {
+    slots: Arc<Slots>,
+    pub(crate) number: usize,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        lock(&self.slots.0).push(self.number);
+    }
+}
+
+/// One that can be taken.
+pub(crate) struct Spare {
+    /// Under which pidfd and line are watched.
+    pub(crate) id: u64,
+    pub(crate) child: (u32, OwnedFd),
+    pub(crate) line: OwnedFd,
+    pub(crate) slot: Slot,
+}
+
+/// What has become of one so far.
+enum Parked {
+    Asked {
+        line: OwnedFd,
+        slot: Slot,
+    },
+    Ready(Spare),
+    /// Asked for, and not wanted any more before it was there.
+    Unwanted,
+    /// It has been killed, and is to be reaped.
+    Ending(OwnedFd),
+}
+
+#[derive(Default)]
+pub(crate) struct Parking {
+    all: Mutex<All>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct All {
+    spares: BTreeMap<u64, Parked>,
+    supply: Supply,
+    closed: bool,
+}
+
+impl Parking {
+    /// Takes a spare of that zygote's, for a start.
+    pub(super) fn take(&self, zygote: &Arc<Zygote>) -> Option<Spare> {
+        let mut all = lock(&self.all);
+        let is_ready = |(id, parked): (&u64, &Parked)| match parked {
+            Parked::Ready(spare) if Arc::ptr_eq(&spare.slot.slots, &zygote.slots) => Some(*id),
+            _ => None,
+        };
+        let found = all.spares.iter().find_map(is_ready);
+        all.supply.on_start(found.is_some(), Instant::now());
+        match all.spares.remove(&found?) {
+            Some(Parked::Ready(spare)) => Some(spare),
+            _ => None,
+        }
+    }
+
+    /// As [`Parking::take`], but waits for one: for the test-only switch.
+    pub(super) fn wait(
+        &self,
+        runtime: &Runtime,
+        zygote: &Arc<Zygote>,
+        deadline: Option<Instant>,
+    ) -> Option<Spare> {
+        loop {
+            if let Some(spare) = self.take(zygote) {
+                return Some(spare);
+            }
+            let mut all = lock(&self.all);
+            all.supply.on_end(Instant::now());
+            runtime.poller.ring();
+            let left = deadline?.checked_duration_since(Instant::now())?.min(super::zygote::PATIENCE);
+            if !zygote.is_alive() {
+                return None;
+            }
+            drop(self.changed.wait_timeout(all, left).unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    /// For the reaper: a unit has ended.
+    pub(super) fn on_end(&self) {
+        lock(&self.all).supply.on_end(Instant::now());
+    }
+
+    /// For the reaper: until when it may sleep.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        lock(&self.all).supply.deadline()
+    }
+
+    /// For the reaper: does what is due. `is_alone`: whether no unit lives.
+    pub(super) fn tend(&self, runtime: &Runtime, is_alone: bool) {
+        let wish = {
+            let mut all = lock(&self.all);
+            let is_one = |parked: &&Parked| matches!(parked, Parked::Asked { .. } | Parked::Ready(_));
+            let there = all.spares.values().filter(is_one).count();
+            all.supply.due(there, is_alone, Instant::now())
+        };
+        match (wish, runtime.zygotes.current()) {
+            (Wish::Make(count), Some(zygote)) if zygote.has_spoken() => {
+                // What stands in the way of a spare will be told to whoever starts without.
+                for _ in 0..count {
+                    if self.ask(runtime, &zygote).is_err() {
+                        break;
+                    }
+                }
+            }
+            (Wish::GiveBack, _) => self.give_back(),
+            (Wish::Retire, Some(zygote)) => zygote.kill(),
+            _ => {}
+        }
+    }
+
+    fn ask(&self, runtime: &Runtime, zygote: &Arc<Zygote>) -> io::Result<()> {
+        let slot = zygote.take_slot().ok_or(io::ErrorKind::OutOfMemory)?;
+        let (line, theirs) = sysio::line()?;
+        let id = runtime.next_id();
+        let mut all = lock(&self.all);
+        if all.closed {
+            return Ok(());
+        }
+        zygote.try_request(&Request { id, guard: None, slot: Some(slot.number), wish: None }, &theirs)?;
+        all.spares.insert(id, Parked::Asked { line, slot });
+        Ok(())
+    }
+
+    /// For the reaper: whether this was one of ours. `child`: none if it could not be made.
+    pub(super) fn on_reply(&self, runtime: &Runtime, id: u64, child: Option<(u32, OwnedFd)>) -> bool {
+        let mut all = lock(&self.all);
+        let Some(parked) = all.spares.remove(&id) else { return false };
+        let Some((pid, pidfd)) = child else { return true };
+        if runtime.poller.add(&pidfd, reaper::token(id, EXIT), false).is_err() {
+            let _ = pidfd::send_signal(&pidfd, signals::KILL);
+            pidfd::reap_blocking(&pidfd);
+            return true;
+        }
+        let parked = match parked {
+            Parked::Asked { line, slot }
+                if runtime.poller.add(&line, reaper::token(id, LINE), false).is_ok() =>
+            {
+                Parked::Ready(Spare { id, child: (pid, pidfd), line, slot })
+            }
+            _ => {
+                let _ = pidfd::send_signal(&pidfd, signals::KILL);
+                Parked::Ending(pidfd)
+            }
+        };
+        all.spares.insert(id, parked);
+        drop(all);
+        self.changed.notify_all();
+        true
+    }
+
+    /// For the reaper: something has happened to one of ours.
+    pub(super) fn on_event(&self, runtime: &Runtime, id: u64, what: u64) {
+        let mut all = lock(&self.all);
+        match all.spares.get(&id) {
+            // Nothing is to be heard from one that waits. It has ended; or it is being taken, and then it is not here.
+            Some(Parked::Ready(spare)) if what == LINE => {
+                runtime.poller.remove(&spare.line);
+                let _ = pidfd::send_signal(&spare.child.1, signals::KILL);
+            }
+            Some(Parked::Ready(Spare { child: (_, pidfd), .. }) | Parked::Ending(pidfd))
+                if what == EXIT && pidfd::reap(pidfd).is_some() =>
+            {
+                runtime.poller.remove(pidfd);
+                if let Some(Parked::Ready(spare)) = all.spares.remove(&id) {
+                    runtime.poller.remove(&spare.line);
+                }
+                all.supply.on_end(Instant::now());
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends all that are there.
+    pub(super) fn give_back(&self) {
+        let mut all = lock(&self.all);
+        for parked in all.spares.values_mut() {
+            *parked = match std::mem::replace(parked, Parked::Unwanted) {
+                Parked::Ready(Spare { child: (_, pidfd), .. }) => {
+                    let _ = pidfd::send_signal(&pidfd, signals::KILL);
+                    Parked::Ending(pidfd)
+                }
+                Parked::Asked { .. } | Parked::Unwanted => Parked::Unwanted,
+                ending @ Parked::Ending(_) => ending,
+            };
+        }
+    }
+
+    /// For the reaper: nobody will take one any more.
+    pub(super) fn close(&self) {
+        lock(&self.all).closed = true;
+        self.give_back();
+    }
+
+    /// For the reaper, after the zygote's death, when it has been heard to its end: those that it was asked for and did
+    /// not speak of, and the child that it had made of one.
+    pub(super) fn bereave(&self, runtime: &Runtime, zygote: &Zygote) {
+        self.give_back();
+        let unheard: Vec<u64> = {
+            let all = lock(&self.all);
+            let unheard = all.spares.iter().filter(|(_, parked)| matches!(parked, Parked::Unwanted));
+            unheard.map(|(id, _)| *id).collect()
+        };
+        for id in unheard {
+            let child = zygote.child_of(id);
+            let opened = child.and_then(|pid| Some((pid, pidfd::open_child(pid).ok()?)));
+            if let (Some(pid), None) = (child, &opened) {
+                pidfd::end_by_number(pid);
+            }
+            self.on_reply(runtime, id, opened);
+        }
+        self.changed.notify_all();
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        lock(&self.all).spares.is_empty()
+    }
+}
+
+/// The places of a ledger.
+pub(super) struct Slots(Mutex<Vec<usize>>);
+
+impl Slots {
+    pub(super) fn new() -> Self {
+        Self(Mutex::new((0..SLOTS).rev().collect()))
+    }
+
+    pub(super) fn take(self: &Arc<Self>) -> Option<Slot> {
+        let number = lock(&self.0).pop()?;
+        Some(Slot { slots: self.clone(), number })
+    }
+}
+
+/// What is to become of a unit without its parent.
+pub(super) fn care(terminate: bool, grace: Option<std::time::Duration>) -> Care {
+    if terminate { Care::End(grace) } else { Care::LetBe }
+}

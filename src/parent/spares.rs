@@ -1,0 +1,147 @@
+//! How many spares there are to be, and when they are made and given back. Decides only: the time is told, not asked.
+//!
+//! Few will do: one is made for each that was taken, after the unit has ended, or a little later if it goes on, so that
+//! the making keeps out of the way of what was just started. Who has to start without one shows that there were too few.
+
+use std::time::{Duration, Instant};
+
+/// While there are starts at all.
+const LEAST: usize = 2;
+/// However many starts come at once.
+const MOST: usize = 16;
+/// A unit that was just started has this long for itself.
+const LATER: Duration = Duration::from_millis(2);
+/// Without a start for so long, the spares are given back,
+const IDLE: Duration = Duration::from_secs(1);
+/// and the zygote as well.
+const LONG_IDLE: Duration = Duration::from_secs(10);
+
+/// What is known of the demand.
+#[derive(Debug, Default)]
+pub(crate) struct Supply {
+    target: usize,
+    last_start: Option<Instant>,
+    refill_at: Option<Instant>,
+    given_back: bool,
+}
+
+/// What is to be done now.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    Nothing,
+    /// So many more are to be made.
+    Make(usize),
+    GiveBack,
+    /// Nobody needs the zygote any more.
+    Retire,
+}
+
+impl Supply {
+    /// A unit was started; whether there was a spare for it.
+    pub(crate) fn on_start(&mut self, found: bool, now: Instant) {
+        self.target = self.target.max(LEAST);
+        if !found {
+            self.target = (self.target * 2).min(MOST);
+        }
+        self.last_start = Some(now);
+        self.given_back = false;
+        self.refill_at = self.refill_at.or_else(|| now.checked_add(LATER));
+    }
+
+    /// A unit has ended.
+    pub(crate) fn on_end(&mut self, now: Instant) {
+        if self.target > 0 {
+            self.refill_at = Some(now);
+        }
+    }
+
+    /// When [`Supply::due`] is to be asked again.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let idle = if self.given_back { LONG_IDLE } else { IDLE };
+        let idle_at = self.last_start.and_then(|start| start.checked_add(idle));
+        self.refill_at.into_iter().chain(idle_at).min()
+    }
+
+    /// What the time asks for; `there`: how many spares there are or have been asked for; `alone`: whether no unit lives.
+    pub(crate) fn due(&mut self, there: usize, alone: bool, now: Instant) -> Wish {
+        let since = self.last_start.map(|start| now.saturating_duration_since(start));
+        if self.given_back && since.is_some_and(|since| since >= LONG_IDLE) {
+            if !alone {
+                // It is still to see to them, should we die.
+                self.last_start = Some(now);
+                return Wish::Nothing;
+            }
+            *self = Self::default();
+            return Wish::Retire;
+        }
+        if !self.given_back && since.is_some_and(|since| since >= IDLE) {
+            *self = Self { last_start: self.last_start, given_back: true, ..Self::default() };
+            return Wish::GiveBack;
+        }
+        if self.refill_at.is_some_and(|at| at <= now) {
+            self.refill_at = None;
+            if there < self.target {
+                return Wish::Make(self.target - there);
+            }
+        }
+        Wish::Nothing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_made_for_each_that_was_taken_when_its_unit_has_ended() {
+        let now = Instant::now();
+        let mut supply = Supply::default();
+        assert_eq!((supply.deadline(), supply.due(0, true, now)), (None, Wish::Nothing));
+        supply.on_start(true, now);
+        assert_eq!(supply.due(1, true, now), Wish::Nothing);
+        supply.on_end(now + LATER / 2);
+        assert_eq!(supply.deadline(), Some(now + LATER / 2));
+        assert_eq!(supply.due(1, true, now + LATER / 2), Wish::Make(1));
+        assert_eq!(supply.due(1, true, now + LATER), Wish::Nothing);
+    }
+
+    #[test]
+    fn a_unit_that_goes_on_is_not_waited_for() {
+        let now = Instant::now();
+        let mut supply = Supply::default();
+        supply.on_start(true, now);
+        assert_eq!(supply.deadline(), Some(now + LATER));
+        assert_eq!(supply.due(0, true, now + LATER), Wish::Make(LEAST));
+    }
+
+    #[test]
+    fn who_finds_none_shows_that_there_were_too_few() {
+        let now = Instant::now();
+        let mut supply = Supply::default();
+        for expected in [4, 8, 16, MOST, MOST] {
+            supply.on_start(false, now);
+            supply.on_end(now);
+            assert_eq!(supply.due(0, true, now), Wish::Make(expected));
+        }
+    }
+
+    #[test]
+    fn who_starts_nothing_any_more_keeps_nothing() {
+        let now = Instant::now();
+        let mut supply = Supply::default();
+        supply.on_start(false, now);
+        supply.on_end(now);
+        supply.due(0, true, now);
+        assert_eq!(supply.deadline(), Some(now + IDLE));
+        assert_eq!(supply.due(4, true, now + IDLE - LATER), Wish::Nothing);
+        assert_eq!(supply.due(4, true, now + IDLE), Wish::GiveBack);
+        // The end of a unit that was still running brings none back.
+        supply.on_end(now + 2 * IDLE);
+        assert_eq!(supply.due(0, true, now + 2 * IDLE), Wish::Nothing);
+        assert_eq!(supply.deadline(), Some(now + LONG_IDLE));
+        assert_eq!(supply.due(0, false, now + LONG_IDLE), Wish::Nothing);
+        assert_eq!(supply.deadline(), Some(now + 2 * LONG_IDLE));
+        assert_eq!(supply.due(0, true, now + 2 * LONG_IDLE), Wish::Retire);
+        assert_eq!((supply.deadline(), supply.due(0, true, now + 3 * LONG_IDLE)), (None, Wish::Nothing));
+    }
+}

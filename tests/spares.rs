@@ -1,0 +1,173 @@
+//! Children that are there before they are asked for: never in the way, never missed, and gone when nobody needs them.
+#![allow(unsafe_code)]
+
+#[path = "harness/mod.rs"]
+mod harness;
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+use harness::{eventually, is_alive, spares, zygote, zygotes};
+use offspring::{Offspring, Stdio, Subprocess, spawn};
+use serde::{Deserialize, Serialize};
+
+fn double(n: u32) {
+    assert_eq!(spawn(n, |n: u32| 2 * n).and_then(Offspring::wait).unwrap(), 2 * n);
+}
+
+/// Waits until there are spares, and knows them.
+fn some_spares() -> Vec<u32> {
+    let mut there = Vec::new();
+    eventually("there are no spares", || {
+        there = spares();
+        there.len() >= 2
+    });
+    there
+}
+
+/// Leaves spares behind, tells their pids and its zygote's, and dies.
+#[derive(Serialize, Deserialize)]
+struct Parent {
+    stops_them: bool,
+    leaves_a_copy: bool,
+}
+
+impl Subprocess for Parent {
+    type Output = ();
+
+    fn run(self) {
+        double(1);
+        let there = some_spares();
+        if self.stops_them {
+            for pid in &there {
+                harness::kill(*pid, libc::SIGSTOP);
+                eventually("it does not stop", || harness::state(*pid) == Some('T'));
+            }
+        }
+        // SAFETY: the copy only sleeps.
+        if self.leaves_a_copy && unsafe { libc::fork() } == 0 {
+            // SAFETY: not to be waited for by whoever reads these to their end.
+            unsafe { libc::close(1) };
+            loop {
+                std::thread::sleep(Duration::from_secs(3600));
+            }
+        }
+        there.iter().chain(&zygotes()).for_each(|pid| println!("{pid}"));
+        harness::kill(std::process::id(), libc::SIGKILL);
+    }
+}
+
+behaviour! { through ["auto"];
+    fn each_is_given_one_unit() {
+        let mut seen = BTreeSet::new();
+        for _ in 0..50 {
+            let pid = spawn((), |()| std::process::id()).unwrap().wait().unwrap();
+            assert!(seen.insert(pid), "{pid} was given two units");
+        }
+    }
+
+    fn those_that_die_are_not_missed() {
+        double(1);
+        for n in 0..20 {
+            some_spares().into_iter().for_each(|pid| harness::kill(pid, libc::SIGKILL));
+            (0..5).for_each(|m| double(10 * n + m));
+        }
+    }
+
+    fn those_that_are_stopped_hold_up_nobody_but_those_who_get_them() {
+        double(1);
+        let stopped = some_spares();
+        stopped.iter().for_each(|pid| harness::kill(*pid, libc::SIGSTOP));
+        let units: Vec<_> = (0..stopped.len() + 4).map(|n| spawn(n, |n: usize| n).unwrap()).collect();
+        for (n, unit) in units.into_iter().enumerate() {
+            let process = unit.process().unwrap().clone();
+            if stopped.contains(&process.id()) {
+                process.send_signal(libc::SIGCONT).unwrap();
+            }
+            assert_eq!(unit.wait().unwrap(), n);
+        }
+        stopped.iter().for_each(|pid| assert!(!is_alive(*pid) || spares().contains(pid)));
+    }
+
+    fn a_burst_is_served_and_what_it_brought_is_given_back() {
+        double(1);
+        for _ in 0..3 {
+            let units: Vec<_> = (0..40).map(|n| spawn(n, |n: u32| n).unwrap()).collect();
+            units.into_iter().enumerate().for_each(|(n, unit)| assert_eq!(unit.wait().unwrap(), n as u32));
+        }
+        assert!(spares().len() <= 16);
+        // Nothing is started any more: first they go, and then the zygote.
+        eventually("the spares stay", || spares().is_empty());
+        assert_eq!(zygotes().len(), 1);
+        let began = Instant::now();
+        while zygote().is_some() {
+            assert!(began.elapsed() < Duration::from_secs(30), "the zygote stays");
+            std::thread::yield_now();
+        }
+        double(2);
+    }
+
+    fn a_zygote_that_has_children_to_see_to_is_kept() {
+        let mut unit = Offspring::builder(Asked).stdin(Stdio::piped()).spawn().unwrap();
+        some_spares();
+        eventually("the spares stay", || spares().is_empty());
+        // Longer than it takes for one that nobody needs: what is tried is that nothing happens.
+        std::thread::sleep(Duration::from_secs(11));
+        assert_eq!(zygotes().len(), 1);
+        drop(unit.take_stdin());
+        assert_eq!(unit.wait().unwrap(), 0);
+    }
+
+    fn who_waits_for_all_children_comes_to_an_end() {
+        double(1);
+        // SAFETY: null asks for no status.
+        while unsafe { libc::waitpid(-1, std::ptr::null_mut(), 0) } > 0 {}
+        double(2);
+    }
+
+    fn none_outlives_a_parent_that_is_killed() {
+        for (stops_them, leaves_a_copy) in [(false, false), (true, false), (false, true), (true, true)] {
+            let parent = Parent { stops_them, leaves_a_copy };
+            let mut parent = Offspring::builder(parent).stdout(Stdio::piped()).spawn().unwrap();
+            let mut output = parent.take_stdout().unwrap();
+            assert!(parent.wait().is_err());
+            let mut text = String::new();
+            output.read_to_string(&mut text).unwrap();
+            assert!(text.lines().count() >= 3, "{text}");
+            for pid in text.lines() {
+                eventually("one is left", || !is_alive(pid.parse().unwrap()));
+            }
+            harness::tagged(&harness::tag()).into_iter().for_each(|pid| harness::kill(pid, libc::SIGKILL));
+            eventually("the copy is left", || harness::tagged(&harness::tag()).is_empty());
+        }
+    }
+
+    fn they_keep_nothing_but_streams_and_line_and_a_pidfd_of_the_parent() {
+        double(1);
+        for pid in some_spares() {
+            let count = || std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+            eventually("a descriptor too many", || count() == 5 || !is_alive(pid));
+        }
+    }
+
+    fn after_a_shutdown_there_are_none() {
+        double(1);
+        let there = some_spares();
+        offspring::shutdown();
+        assert!(there.iter().all(|pid| !is_alive(*pid)));
+        assert_eq!(spares(), []);
+    }
+}
+
+/// Ends when its input does; gives its length.
+#[derive(Serialize, Deserialize)]
+struct Asked;
+
+impl Subprocess for Asked {
+    type Output = usize;
+
+    fn run(self) -> usize {
+        std::io::stdin().read_to_end(&mut Vec::new()).unwrap()
+    }
+}
