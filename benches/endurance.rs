@@ -62,7 +62,7 @@ fn killed_parents(count: usize) -> (usize, Duration) {
                 orphans += left.len();
                 // Ours: they carry this run's tag.
                 // SAFETY: kill(2) has no conditions.
-                left.iter().for_each(|pid| drop(unsafe { libc::kill(*pid as i32, libc::SIGKILL) }));
+                left.iter().for_each(|pid| assert_eq!(unsafe { libc::kill(*pid as i32, libc::SIGKILL) }, 0));
                 break;
             }
         }

@@ -365,7 +365,6 @@ impl Subprocess for StoppingParent {
 
 /// A process of this test that has stopped and is no unit: there is but the zygote.
 fn zygote_in_boot() -> u32 {
-    let stopped =
-        harness::tagged(&harness::tag()).into_iter().filter(|pid| harness::state(*pid) == Some('T'));
-    stopped.last().unwrap()
+    let mut children = harness::tagged(&harness::tag()).into_iter();
+    children.find(|pid| harness::state(*pid) == Some('T')).unwrap()
 }

@@ -84,6 +84,8 @@ fn main(claim: Claim, parent: Option<OwnedFd>) -> ! {
         if sys::signals::orphaned(start.parent as i32) {
             sys::lifecycle::exit_now(0);
         }
+    } else if sys::signals::given_up(start.parent as i32) {
+        sys::lifecycle::exit_now(0);
     }
     // 5. The unit. What it does with signals is its own affair from here on; a loop sets its handlers first.
     step("child", "setup");

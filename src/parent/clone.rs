@@ -20,6 +20,9 @@ pub(super) fn launch(launch: &Launch<'_>) -> Result<Result<Arc<Unit>, Failure>, 
     let deadline = launch.began.checked_add(launch.terms.start_timeout);
     let seen = runtime.zygotes.crashes();
     loop {
+        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Err(late());
+        }
         let zygote = match runtime.zygotes.get(runtime, deadline, seen) {
             Ok(zygote) => zygote,
             Err(Absent::Refused(step, error)) => return Ok(Err((step, error))),
@@ -91,13 +94,15 @@ enum Asked {
 fn ask(launch: &Launch<'_>, zygote: &Arc<Zygote>, deadline: Option<Instant>) -> Result<Asked, Failure> {
     let runtime = &launch.starting.runtime;
     let (ours, theirs) = sysio::line().map_err(|error| ("socketpair".to_owned(), error))?;
-    let unit = Unit::new(launch, ours);
+    let unit = Unit::asked_for(launch, ours);
     // From here on it is the reaper that says what becomes of it.
     if !runtime.expect(&unit, || zygote.is_alive()) {
+        runtime.zygotes.wait_for_end(zygote, deadline);
         return Ok(Asked::Gone);
     }
     let request =
         Request { id: unit.id, guard: launch.guard(), slot: None, wish: hook::wish(|| launch.environment()) };
+    let asked = Instant::now();
     let sent = zygote.request(&request, &theirs, deadline);
     drop(theirs);
     hook::step("parent", "launched");
@@ -131,12 +136,14 @@ fn ask(launch: &Launch<'_>, zygote: &Arc<Zygote>, deadline: Option<Instant>) -> 
             Some(Birth::Born) => return Ok(Asked::Unit(unit)),
             Some(Birth::Gone) => return Ok(Asked::Gone),
             Some(Birth::Refused(step, error)) => return Ok(Asked::Refused(step, error)),
+            // It may have run, and so it must not run again.
+            Some(Birth::Lost(step, error)) => return Err((step.into(), error)),
             // What comes of it all the same is killed.
             None if deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
                 unit.give_up();
                 return Err(late());
             }
-            None => zygote.replace_if_silent(),
+            None => zygote.replace_if_silent(asked),
         }
     }
 }

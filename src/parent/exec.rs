@@ -38,7 +38,7 @@ pub(super) fn launch(launch: &Launch<'_>) -> Result<Arc<Unit>, Failure> {
     };
     let messages = launch.messages(claim.nonce, None);
     let (start, header) = messages.map_err(|error| end(("its terms".to_owned(), error)))?;
-    let unit = Unit::new(launch, ours);
+    let unit = Unit::executed(launch, ours);
     // It fails if the child is dead already, which its pidfd tells.
     let _ = unit.tell([&start, &header, &launch.order.bytes], &[]);
     launch.starting.runtime.expect(&unit, || true);

@@ -43,7 +43,8 @@ impl Line {
 
     /// Sends what fits; whether that was all. What is left is kept.
     pub(crate) fn tell(&mut self, parts: [&[u8]; 3], descriptors: &[BorrowedFd<'_>]) -> io::Result<bool> {
-        let Some(fd) = &self.fd else { return Ok(true) };
+        // The reaper may have heard its end already.
+        let Some(fd) = &self.fd else { return Err(io::ErrorKind::BrokenPipe.into()) };
         let mut sent = sysio::send_with(fd, &parts, descriptors)?;
         for part in parts {
             let rest = &part[sent.min(part.len())..];

@@ -27,17 +27,24 @@ pub(crate) const fn token(id: u64, what: u64) -> u64 {
 }
 
 thread_local! {
-    static REAPS: Cell<bool> = const { Cell::new(false) };
+    /// For which runtime this thread works, and in which process: a forked copy has the thread's memory, and no reaper.
+    static REAPS: Cell<(*const Runtime, u32)> = const { Cell::new((std::ptr::null(), 0)) };
 }
 
-/// The calling thread is a reaper from now on.
-pub(crate) fn mark_this_thread() {
-    REAPS.set(true);
+/// The calling thread is that runtime's reaper from now on.
+pub(crate) fn mark_this_thread(runtime: &Runtime) {
+    REAPS.set((runtime, std::process::id()));
 }
 
 /// Whether the caller runs on a reaper: it is a waker, which must not wait for what only a reaper can bring about.
 pub(crate) fn is_this_thread() -> bool {
-    REAPS.get()
+    let (runtime, pid) = REAPS.get();
+    !runtime.is_null() && pid == std::process::id()
+}
+
+/// Whether the caller runs on the reaper of that runtime.
+pub(crate) fn is_this_thread_of(runtime: &Runtime) -> bool {
+    is_this_thread() && std::ptr::eq(REAPS.get().0, runtime)
 }
 
 /// Works until the runtime is closed and every child is gone.
@@ -125,9 +132,10 @@ fn hear_zygote(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) -> Heard {
     let received = match sysio::receive_with(zygote.line(), buffer) {
         Ok(received) if received.count > 0 => received,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Heard::Nothing,
+        // It died with requests unread. A line of packets says so once, and first: what was said before is still to come.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Heard::Something,
         _ => return Heard::End,
     };
-    zygote.on_word();
     zygote.on_word();
     let bytes = &buffer[..received.count];
     if !zygote.has_spoken() {
@@ -168,7 +176,7 @@ fn adopt(unit: &std::sync::Arc<Unit>, pid: u32, pidfd: io::Result<sysio::OwnedFd
         Ok(pidfd) => drop(unit.on_birth((pid, pidfd))),
         Err(error) => {
             pidfd::end_by_number(pid);
-            unit.on_no_birth(Birth::Refused("receiving the child's pidfd".into(), error));
+            unit.on_no_birth(Birth::Lost("receiving the child's pidfd", error));
         }
     }
 }

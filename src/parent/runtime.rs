@@ -127,11 +127,15 @@ fn end(why: Why, for_good: bool) {
     // A waker may call us on the reaper's own thread. There, nobody can be waited for but by doing the work; and whoever
     // is in the middle of a shutdown waits for us.
     if reaper::is_this_thread() {
-        let own = lock(&process.runtime).clone();
-        if let Some(runtime) = own {
-            runtime.close(why);
-            if for_good {
-                reaper::work(&runtime);
+        let Some(runtime) = lock(&process.runtime).clone() else { return };
+        runtime.close(why);
+        if for_good && reaper::is_this_thread_of(&runtime) {
+            reaper::work(&runtime);
+        } else if for_good {
+            // Another's, made since ours was closed: it does its own work.
+            let is_done = || lock(&runtime.thread).as_ref().is_none_or(JoinHandle::is_finished);
+            while !is_done() {
+                std::thread::sleep(std::time::Duration::from_millis(1));
             }
         }
         return;
@@ -159,7 +163,7 @@ impl Runtime {
         let mask = signals::block_all();
         let own = runtime.clone();
         let thread = std::thread::Builder::new().name("offspring".into()).spawn(move || {
-            reaper::mark_this_thread();
+            reaper::mark_this_thread(&own);
             reaper::work(&own);
         });
         signals::restore(mask);
@@ -229,7 +233,7 @@ impl Runtime {
     pub(super) fn bereave(&self, zygote: &Zygote) -> Vec<Arc<Unit>> {
         let table = lock(&self.table);
         zygote.on_death();
-        table.units.values().filter(|(unit, _)| !unit.is_born()).map(|(unit, _)| unit.clone()).collect()
+        table.units.values().filter(|(unit, _)| unit.is_asked_for()).map(|(unit, _)| unit.clone()).collect()
     }
 
     /// For the reaper: when nothing is left but the zygote, and all is to end, it is ended as well.
@@ -314,7 +318,7 @@ impl Runtime {
         if let Some(deadline) = deadline {
             table.deadlines.insert((deadline, id));
             // The reaper itself looks before it sleeps.
-            if table.sleeps_until.is_none_or(|until| deadline < until) && !reaper::is_this_thread() {
+            if table.sleeps_until.is_none_or(|until| deadline < until) && !reaper::is_this_thread_of(self) {
                 self.poller.ring();
             }
         }

@@ -36,6 +36,8 @@ pub(crate) struct Unit {
     runtime: Weak<Runtime>,
     /// Whether its start waits until it is about to run.
     awaited: bool,
+    /// Whether it is the zygote that says whether it was made.
+    asked_for: bool,
     state: Mutex<State>,
     changed: Condvar,
     line: Mutex<Line>,
@@ -48,8 +50,10 @@ pub(crate) enum Birth {
     Born,
     /// Who was asked is dead, and the child was not made.
     Gone,
-    /// The step that failed, and why.
+    /// It was not made: the step that failed, and why.
     Refused(String, io::Error),
+    /// It was made, and ended because of what failed then. It may have run.
+    Lost(&'static str, io::Error),
 }
 
 struct State {
@@ -67,9 +71,15 @@ pub(crate) struct End {
 }
 
 impl Unit {
-    /// A child that is about to be asked for, and its line.
-    pub(crate) fn new(launch: &Launch<'_>, line: OwnedFd) -> Arc<Self> {
+    /// A child that has been executed, and its line.
+    pub(crate) fn executed(launch: &Launch<'_>, line: OwnedFd) -> Arc<Self> {
         Arc::new(Self::with_id(launch.starting.runtime.next_id(), launch, line))
+    }
+
+    /// A child that a zygote is about to be asked for, and its line.
+    pub(crate) fn asked_for(launch: &Launch<'_>, line: OwnedFd) -> Arc<Self> {
+        let id = launch.starting.runtime.next_id();
+        Arc::new(Self { asked_for: true, ..Self::with_id(id, launch, line) })
     }
 
     /// A child that is there already, and watched.
@@ -90,6 +100,7 @@ impl Unit {
             owner: std::process::id(),
             runtime: Arc::downgrade(runtime),
             awaited: launch.order.wait_for_child,
+            asked_for: false,
             state: Mutex::new(State {
                 life: Life::new(launch.terms, launch.began),
                 birth: None,
@@ -117,6 +128,10 @@ impl Unit {
 
     /// Whoever asked for it does not want it any more: it is killed, now or when it is made.
     pub(crate) fn give_up(self: &Arc<Self>) {
+        // Without its line it does not begin, if it has not yet.
+        if let Some(fd) = lock(&self.line).fd.take() {
+            self.forget_line(&fd);
+        }
         self.change(Life::on_given_up);
     }
 
@@ -128,14 +143,16 @@ impl Unit {
 
     /// The child has been made: watches it from now on.
     pub(crate) fn on_birth(self: &Arc<Self>, child: (u32, OwnedFd)) -> io::Result<()> {
-        let (pid, pidfd) = self.child.get_or_init(|| child);
+        let (_, pidfd) = self.child.get_or_init(|| child);
         let watched = self.runtime.upgrade().map_or(Ok(()), |runtime| runtime.watch(self, pidfd));
         if let Err(error) = watched {
             // A child that nobody watches must not be.
             let _ = pidfd::send_signal(pidfd, signals::KILL);
             pidfd::reap_blocking(pidfd);
-            let text = format!("epoll, for the child of pid {pid}");
-            self.on_no_birth(Birth::Refused(text, error.kind().into()));
+            self.on_no_birth(Birth::Lost(
+                "epoll",
+                error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error),
+            ));
             return Err(error);
         }
         // It may have been asked to end before there was anybody to be told.
@@ -161,6 +178,11 @@ impl Unit {
     pub(crate) fn wait_born(&self, deadline: Option<Instant>) -> Option<Birth> {
         self.wait_for(deadline, |state| state.birth.is_some());
         lock(&self.state).birth.take()
+    }
+
+    /// Whether the zygote has been asked for it, and has not answered.
+    pub(crate) fn is_asked_for(&self) -> bool {
+        self.asked_for && !self.is_born()
     }
 
     pub(crate) fn is_born(&self) -> bool {
@@ -209,7 +231,7 @@ impl Unit {
 
     /// Waits until it is about to run or has ended.
     pub(crate) fn wait_ready(&self) {
-        self.wait_for(None, |state| state.life.is_ready() || state.end.is_some());
+        self.wait_for(None, |state| state.life.is_ready() || state.life.has_outcome() || state.end.is_some());
     }
 
     fn wait_for(&self, deadline: Option<Instant>, done: impl Fn(&State) -> bool) -> bool {
@@ -402,6 +424,9 @@ impl Unit {
             life.on_outcome(outcome, now);
             None
         });
+        if self.awaited {
+            self.changed.notify_all();
+        }
         None
     }
 

@@ -24,8 +24,8 @@ use crate::zygote::boot::Role;
 /// How long a zygote that has been asked may be silent. Then it is replaced: somebody has stopped it.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long its constructors may take before a start that waits in vain ends it.
-const BOOT: Duration = Duration::from_secs(10);
+/// How long it has for its constructors before a start that has waited for it in vain ends it.
+const BOOT: Duration = Duration::from_secs(5);
 
 /// So many that die one after the other before they are ready are an error.
 const CRASHES: u64 = 3;
@@ -152,16 +152,21 @@ impl Zygotes {
             })?;
             Ok(zygote)
         });
+        let mut fallback = None;
         let mut now = lock(&self.now);
         match made {
             Ok(zygote) => now.zygote = Some(zygote),
             Err((step, error)) => {
-                log::fallback(&step, &error);
+                fallback = Some((step.clone(), error.to_string()));
                 now.refused = Some((step, error.raw_os_error(), error.to_string()));
             }
         }
         self.wanted.store(false, Ordering::SeqCst);
+        drop(now);
         self.changed.notify_all();
+        if let Some((step, why)) = fallback {
+            log::fallback(&step, &why);
+        }
     }
 
     /// The one that lives, or has not been reaped.
@@ -171,18 +176,19 @@ impl Zygotes {
 
     /// For the reaper: it has said its first word.
     pub(super) fn on_hello(&self, zygote: &Zygote, hello: Hello) {
-        let mut now = lock(&self.now);
-        match hello.unfit {
-            None => {
-                log::zygote_ready(zygote.began.elapsed());
-                let _ = zygote.rights.set(hello.rights);
-            }
-            Some(why) => {
-                log::fallback("the zygote", &why);
-                now.unfit = Some(why);
+        let unfit = hello.unfit.clone();
+        {
+            let mut now = lock(&self.now);
+            match hello.unfit {
+                None => drop(zygote.rights.set(hello.rights)),
+                Some(why) => now.unfit = Some(why),
             }
         }
         self.changed.notify_all();
+        match unfit {
+            None => log::zygote_ready(zygote.began.elapsed()),
+            Some(why) => log::fallback("the zygote", &why),
+        }
     }
 
     /// For the reaper: it has been reaped.
@@ -295,6 +301,7 @@ impl Zygote {
         line: &OwnedFd,
         deadline: Option<Instant>,
     ) -> io::Result<()> {
+        let asked = Instant::now();
         loop {
             match self.try_request(request, line) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -305,7 +312,7 @@ impl Zygote {
                     }
                     let pause = left.unwrap_or(PATIENCE).min(PATIENCE);
                     if !sysio::wait_any(&[self.line.as_fd()], true, Some(pause))[0] {
-                        self.replace_if_silent();
+                        self.replace_if_silent(asked);
                     }
                 }
                 sent => return sent,
@@ -313,10 +320,10 @@ impl Zygote {
         }
     }
 
-    /// Ends it if it has been asked and has not said anything for long.
-    pub(super) fn replace_if_silent(&self) {
-        let heard = Duration::from_millis(self.heard.load(Ordering::Relaxed));
-        if self.began.elapsed().saturating_sub(heard) > PATIENCE {
+    /// Ends it if it was asked then, and has not said anything for long.
+    pub(super) fn replace_if_silent(&self, asked: Instant) {
+        let heard = self.began + Duration::from_millis(self.heard.load(Ordering::Relaxed));
+        if asked.max(heard).elapsed() >= PATIENCE {
             self.kill();
         }
     }

@@ -26,7 +26,7 @@ pub(crate) mod clone {
             Err("needs Linux".into())
         }
 
-        pub(crate) fn clone(&self, _: &Ledger) -> std::io::Result<Option<(u32, OwnedFd)>> {
+        pub(crate) fn clone(&self, _: &Ledger) -> std::io::Result<Option<(u32, Option<OwnedFd>)>> {
             super::none()
         }
     }
@@ -304,6 +304,8 @@ pub(crate) mod lifecycle {
 
     pub(crate) fn set_umask(_: u32) {}
 
+    pub(crate) fn raise_limit_of_files() {}
+
     pub(crate) fn thread_id() -> u32 {
         0
     }
@@ -393,6 +395,10 @@ pub(crate) mod signals {
     pub(crate) fn arm_guard(_: Option<Duration>) {}
 
     pub(crate) fn orphaned(_: i32) -> bool {
+        false
+    }
+
+    pub(crate) fn given_up(_: i32) -> bool {
         false
     }
 

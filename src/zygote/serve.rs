@@ -20,6 +20,14 @@ use crate::wire::message::{Hello, Reply, Request, Welcome};
 /// Larger than any message that comes here.
 const BUFFER: usize = 4096;
 
+/// Between two tries of what the kernel has refused.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
+
+/// Whether nobody has the line's other end any more.
+fn is_end(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
 /// The whole life of the zygote, after the constructors.
 pub(crate) fn main(claim: Claim) -> ! {
     step("zygote", "boot");
@@ -79,7 +87,13 @@ impl Zygote {
                 Ok(received) if received.count > 0 => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 // The parent has gone, or has executed another program.
-                _ => self.wards.mourn(&self.ledger),
+                Ok(_) => self.wards.mourn(&self.ledger),
+                Err(error) if is_end(&error) => self.wards.mourn(&self.ledger),
+                // The kernel is short of something. It is to be hoped that it will not be for long.
+                Err(_) => {
+                    std::thread::sleep(PAUSE);
+                    continue;
+                }
             };
             step("zygote", "asked");
             let Ok(request) = codec::decode::<Request>(&buffer[..received.count]) else { continue };
@@ -91,23 +105,24 @@ impl Zygote {
             self.ledger.begin(request.id);
             match alone.clone(&self.ledger) {
                 Ok(None) => {
-                    let Self { claim, line: own, parent, .. } = self;
-                    // Its place is taken by the child's line, which closes it.
-                    std::mem::forget(own);
+                    let Self { claim, line: own, parent, ledger, .. } = self;
+                    // Its place is taken by the child's line, which closes it; and the ledger is not here.
+                    std::mem::forget((own, ledger));
                     hook::adopt(request.wish);
                     sys::io::put_line(line);
                     child::cloned(claim, parent, request.slot.is_some())
                 }
                 Ok(Some((pid, pidfd))) => {
-                    step("zygote", "cloned");
-                    self.reply(request.id, Ok(pid), Some(&pidfd));
-                    step("zygote", "told");
+                    // First, so that whoever knows of the child can tell by the line whether it lives.
                     drop(line);
+                    step("zygote", "cloned");
+                    self.reply(request.id, Ok(pid), pidfd.as_ref());
+                    step("zygote", "told");
                     let care = match (request.slot, request.guard) {
                         (Some(slot), _) => Some(Told::In(slot)),
                         (None, guard) => guard.map(|guard| Told::Now(Care::End(guard.grace))),
                     };
-                    if let Some(care) = care {
+                    if let (Some(care), Some(pidfd)) = (care, pidfd) {
                         self.wards.add(pid, &pidfd, care);
                     }
                 }
@@ -121,11 +136,16 @@ impl Zygote {
     }
 
     fn say(&self, bytes: &[u8], descriptor: Option<&OwnedFd>) {
-        let descriptor = descriptor.map(AsFd::as_fd);
+        let mut descriptor = descriptor.map(AsFd::as_fd);
         while let Err(error) = sys::io::send_with(&self.line, &[bytes], descriptor.as_slice()) {
             match error.kind() {
                 io::ErrorKind::WouldBlock => self.wait(true),
-                _ => self.wards.mourn(&self.ledger),
+                _ if is_end(&error) => self.wards.mourn(&self.ledger),
+                // Too many descriptors are on their way (ETOOMANYREFS), say. The parent finds the child by its pid.
+                _ => {
+                    descriptor = None;
+                    std::thread::sleep(PAUSE);
+                }
             }
         }
     }

@@ -32,9 +32,14 @@ pub(crate) enum Told {
 }
 
 impl Ward {
-    /// Its pidfd, if it has not been reaped.
-    fn open(&self) -> Option<OwnedFd> {
-        pidfd::open(self.pid).ok().filter(|pidfd| identity(pidfd) == Some(self.identity))
+    /// Its pidfd; `None` if it has been reaped, or is somebody else by now. An error says nothing of it.
+    fn open(&self) -> std::io::Result<Option<OwnedFd>> {
+        const NO_SUCH_PROCESS: i32 = 3;
+        match pidfd::open(self.pid) {
+            Ok(pidfd) => Ok(Some(pidfd).filter(|pidfd| identity(pidfd) == Some(self.identity))),
+            Err(error) if error.raw_os_error() == Some(NO_SUCH_PROCESS) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -42,7 +47,7 @@ impl Wards {
     pub(crate) fn add(&mut self, pid: u32, pidfd: &OwnedFd, care: Told) {
         let Some(identity) = identity(pidfd) else { return };
         if self.list.len() >= self.limit {
-            self.list.retain(|ward| ward.open().is_some());
+            self.list.retain(|ward| !matches!(ward.open(), Ok(None)));
             // Twice what is left: so each is looked at a few times in all, however many live.
             self.limit = (2 * self.list.len()).max(64);
         }
@@ -51,6 +56,8 @@ impl Wards {
 
     /// The parent is gone: lets the guard of each child be heard, kills what lives after its grace, ends.
     pub(crate) fn mourn(&self, ledger: &Ledger) -> ! {
+        // A descriptor for each.
+        lifecycle::raise_limit_of_files();
         let now = Instant::now();
         let mut left = Vec::new();
         for ward in &self.list {
@@ -58,7 +65,7 @@ impl Wards {
                 Told::Now(care) => care,
                 Told::In(slot) => ledger.care(slot),
             };
-            let (Some(child), false) = (ward.open(), care == Care::LetBe) else { continue };
+            let (Ok(Some(child)), false) = (ward.open(), care == Care::LetBe) else { continue };
             let _ = pidfd::send_signal(&child, signals::GUARD);
             let _ = pidfd::send_signal(&child, signals::CONT);
             match care {

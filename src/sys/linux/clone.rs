@@ -49,11 +49,12 @@ impl Alone {
         Ok(Self { tid, robust })
     }
 
-    /// Makes a copy of this process, a child of its parent; the copy's pid and pidfd, or `None` in the copy itself.
+    /// Makes a copy of this process, a child of its parent; the copy's pid, and its pidfd if there is
+    /// a descriptor left for it; or `None` in the copy itself.
     ///
     /// The kernel notes the pid in the ledger before the copy runs: whoever holds the ledger's other end knows of the copy
     /// even if this process is killed in the next instant.
-    pub(crate) fn clone(&self, ledger: &Ledger) -> io::Result<Option<(u32, OwnedFd)>> {
+    pub(crate) fn clone(&self, ledger: &Ledger) -> io::Result<Option<(u32, Option<OwnedFd>)>> {
         static REFUSED: AtomicBool = AtomicBool::new(false);
         let mut pidfd = -1;
         let mut pid = if REFUSED.load(Ordering::Relaxed) { -1 } else { self.clone3(ledger, &mut pidfd) };
@@ -75,8 +76,9 @@ impl Alone {
                 Ok(None)
             }
             // SAFETY: the kernel made the descriptor in this call, and nobody else knows of it.
-            1.. if pidfd >= 0 => Ok(Some((pid as u32, unsafe { OwnedFd::from_raw_fd(pidfd) }))),
-            1.. => Ok(Some((pid as u32, super::pidfd::open(pid as u32)?))),
+            1.. if pidfd >= 0 => Ok(Some((pid as u32, Some(unsafe { OwnedFd::from_raw_fd(pidfd) })))),
+            // If it cannot be opened, the copy is there all the same.
+            1.. => Ok(Some((pid as u32, super::pidfd::open(pid as u32).ok()))),
             _ => Err(io::Error::last_os_error()),
         }
     }

@@ -1,7 +1,7 @@
 //! What the calling thread may do. Two threads with equal rights may let their units be started the same way.
 //!
 //! Asked for at each start, so system calls alone that take a fraction of a microsecond each. They do not tell namespaces,
-//! root, security labels, or a second seccomp filter after a first.
+//! root, security labels, Landlock, the bounding set of capabilities, or a second seccomp filter after a first.
 
 use std::ffi::c_int;
 
@@ -19,6 +19,8 @@ pub(crate) struct Rights {
     capabilities: [u32; 6],
     no_new_privs: c_int,
     seccomp: c_int,
+    /// What an execve(2) of root's gives back, and whether these bits are locked.
+    secure_bits: c_int,
     group_and_session: [i32; 2],
 }
 
@@ -30,7 +32,7 @@ pub(crate) fn of_this_thread() -> Rights {
     let mut buffer = [0_u32; 64];
     // SAFETY: each call writes into the records given to it, which are as large as it takes for large: three words each,
     // two records of three words for this version of capget(2), `buffer.len()` groups.
-    let (more, no_new_privs, seccomp, group_and_session) = unsafe {
+    let (more, no_new_privs, seccomp, secure_bits, group_and_session) = unsafe {
         let [real, effective, saved] = &mut users;
         libc::getresuid(real, effective, saved);
         let [real, effective, saved] = &mut groups;
@@ -40,11 +42,12 @@ pub(crate) fn of_this_thread() -> Rights {
             libc::getgroups(buffer.len() as c_int, buffer.as_mut_ptr()),
             libc::prctl(libc::PR_GET_NO_NEW_PRIVS, 0_usize, 0_usize, 0_usize, 0_usize),
             libc::prctl(libc::PR_GET_SECCOMP),
+            libc::prctl(libc::PR_GET_SECUREBITS),
             [libc::getpgid(0), libc::getsid(0)],
         )
     };
     let more_groups = usize::try_from(more).map_or_else(|_| many_groups(), |count| buffer[..count].to_vec());
-    Rights { users, groups, more_groups, capabilities, no_new_privs, seccomp, group_and_session }
+    Rights { users, groups, more_groups, capabilities, no_new_privs, seccomp, secure_bits, group_and_session }
 }
 
 /// For who is in more groups than the buffer above holds.

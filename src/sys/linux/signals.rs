@@ -179,11 +179,21 @@ const F_SETSIG: c_int = 10;
 /// Whether the parent of that pid is gone: we have another one, or nobody has the other end of our line. (A parent that
 /// executed another program keeps its pid; one outside of our pid namespace shows as 0.)
 pub(crate) fn orphaned(parent: i32) -> bool {
+    has_another_parent(parent) || has_no_line()
+}
+
+/// Whether the parent lives, and has let go of our line: its start has failed, and what it was for is not to be run.
+pub(crate) fn given_up(parent: i32) -> bool {
+    !has_another_parent(parent) && has_no_line()
+}
+
+fn has_another_parent(parent: i32) -> bool {
     // SAFETY: getppid(2) has no conditions.
     let now = unsafe { libc::getppid() };
-    if now != 0 && now != parent {
-        return true;
-    }
+    now != 0 && now != parent
+}
+
+fn has_no_line() -> bool {
     let mut line = libc::pollfd { fd: LINE, events: 0, revents: 0 };
     // SAFETY: one valid record; poll(2) is async-signal-safe.
     unsafe { libc::poll(&raw mut line, 1, 0) == 1 && line.revents & libc::POLLHUP != 0 }
