@@ -13,6 +13,21 @@ use harness::{can, eventually, zygote};
 use offspring::{ErrorKind, Offspring, Subprocess, spawn};
 use serde::{Deserialize, Serialize};
 
+/// Has little time after TERM.
+#[derive(Serialize, Deserialize)]
+struct Forever;
+
+impl Subprocess for Forever {
+    type Output = ();
+    const SHUTDOWN_TIMEOUT: Option<Duration> = Some(Duration::from_millis(50));
+
+    fn run(self) {
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
 /// Leaves a line in a file when it is run.
 #[derive(Serialize, Deserialize)]
 struct Mark {
@@ -176,8 +191,7 @@ behaviour! { through ["zygote"];
                 if !can("another user", libc::setresgid(65532, 65532, 65532) == 0 && libc::setresuid(65532, 65532, 65532) == 0) {
                     return;
                 }
-                let mut running = spawn((), |()| loop { std::thread::park() }).unwrap();
-                let running: &mut Offspring<()> = &mut running;
+                let mut running = Offspring::new(Forever).unwrap();
                 // Descriptors on their way count for the user who sent them, and for the limit of who sends the next.
                 let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
                 for _ in 0..30 {

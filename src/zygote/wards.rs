@@ -69,10 +69,9 @@ impl Wards {
             let _ = pidfd::send_signal(&child, signals::GUARD);
             let _ = pidfd::send_signal(&child, signals::CONT);
             match care {
-                Care::Parked => left.push((child, Duration::ZERO)),
                 Care::End(Some(grace)) if now.checked_add(grace).is_some() => left.push((child, grace)),
-                // Never to be killed, and so not waited for.
-                Care::End(_) | Care::LetBe => {}
+                // Never to be killed, and so not waited for; or a spare, which ends by itself unless it is stopped.
+                Care::End(_) | Care::LetBe | Care::Parked => {}
             }
         }
         while !left.is_empty() {
