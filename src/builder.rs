@@ -64,6 +64,15 @@ pub(crate) struct Environment {
 }
 
 impl Environment {
+    /// What a variable is to be, for the test-only switches.
+    #[cfg(feature = "testing")]
+    pub(crate) fn value(&self, wanted: &OsStr) -> Option<OsString> {
+        match self.changes.iter().rfind(|(name, _)| name == wanted) {
+            Some((_, value)) => value.clone(),
+            None => std::env::var_os(wanted).filter(|_| !self.clear),
+        }
+    }
+
     pub(crate) fn apply(&self, own: impl Iterator<Item = (OsString, OsString)>) -> Vec<(OsString, OsString)> {
         let mut all: Vec<_> = own.filter(|_| !self.clear).collect();
         for (name, value) in &self.changes {

@@ -5,9 +5,9 @@
 
 #[cfg(feature = "testing")]
 mod armed {
-    use std::ffi::OsString;
     use std::sync::OnceLock;
 
+    use crate::builder::Environment;
     use crate::parent::launcher::Launcher;
     use crate::sys::{lifecycle, signals};
 
@@ -31,9 +31,9 @@ mod armed {
     }
 
     /// What a unit's own environment wishes, for a child that gets that environment later than its first step.
-    pub(crate) fn wish(environment: impl FnOnce() -> Vec<(OsString, OsString)>) -> Option<String> {
-        let entry = environment().into_iter().find(|(name, _)| name == VARIABLE);
-        entry.and_then(|(_, value)| value.into_string().ok())
+    pub(crate) fn wish(environment: &Environment) -> Option<String> {
+        let value = environment.value(VARIABLE.as_ref())?;
+        value.into_string().ok()
     }
 
     pub(crate) fn adopt(wish: Option<String>) {
@@ -41,24 +41,24 @@ mod armed {
     }
 
     pub(crate) fn forced() -> Option<Launcher> {
-        match std::env::var("OFFSPRING_LAUNCHER").as_deref() {
+        static FORCED: OnceLock<Option<Launcher>> = OnceLock::new();
+        *FORCED.get_or_init(|| match std::env::var("OFFSPRING_LAUNCHER").as_deref() {
             Ok("exec") => Some(Launcher::Exec),
             Ok("spare") => Some(Launcher::Spare),
             Ok("zygote") => Some(Launcher::Zygote),
             _ => None,
-        }
+        })
     }
 }
 
 #[cfg(not(feature = "testing"))]
 mod armed {
-    use std::ffi::OsString;
-
+    use crate::builder::Environment;
     use crate::parent::launcher::Launcher;
 
     pub(crate) fn step(_: &str, _: &str) {}
 
-    pub(crate) fn wish(_: impl FnOnce() -> Vec<(OsString, OsString)>) -> Option<String> {
+    pub(crate) fn wish(_: &Environment) -> Option<String> {
         None
     }
 

@@ -53,7 +53,7 @@ fn give(
 ) -> Result<Option<Arc<Unit>>, Failure> {
     let runtime = &launch.starting.runtime;
     // One that lives may not see the wish at its first step any more.
-    if hook::forced() == Some(Launcher::Zygote) || hook::wish(|| launch.environment()).is_some() {
+    if hook::forced() == Some(Launcher::Zygote) || hook::wish(&launch.order.settings.environment).is_some() {
         return Ok(None);
     }
     loop {
@@ -100,8 +100,12 @@ fn ask(launch: &Launch<'_>, zygote: &Arc<Zygote>, deadline: Option<Instant>) -> 
         runtime.zygotes.wait_for_end(zygote, deadline);
         return Ok(Asked::Gone);
     }
-    let request =
-        Request { id: unit.id, guard: launch.guard(), slot: None, wish: hook::wish(|| launch.environment()) };
+    let request = Request {
+        id: unit.id,
+        guard: launch.guard(),
+        slot: None,
+        wish: hook::wish(&launch.order.settings.environment),
+    };
     let asked = Instant::now();
     let sent = zygote.request(&request, &theirs, deadline);
     drop(theirs);

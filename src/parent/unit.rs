@@ -456,6 +456,8 @@ impl Unit {
             state.waker.take()
         };
         self.changed.notify_all();
+        // Who waited for it may have to run on our processor. The rest is housekeeping.
+        std::thread::yield_now();
         drop(lock(&self.slot).take());
         if let Some(fd) = lock(&self.line).fd.take() {
             self.forget_line(&fd);
