@@ -64,7 +64,9 @@ fn unit() -> Times {
     [called, unit.wait().unwrap(), now()]
 }
 
-const WAYS: [(&str, fn() -> Times); 6] = [
+type Way = (&'static str, fn() -> Times);
+
+const WAYS: [Way; 6] = [
     ("thread", thread),
     ("fork", fork),
     ("Command", command),

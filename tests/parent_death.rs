@@ -28,6 +28,10 @@ enum Death {
     Copied,
     /// Both of these.
     BothCopied,
+    /// Its zygote was killed before, and there is another.
+    Replaced,
+    /// It has a zygote, but the unit was executed.
+    Confined,
 }
 
 /// How the grandchild takes TERM.
@@ -57,6 +61,13 @@ impl Subprocess for Parent {
 
 impl Parent {
     fn work(self) {
+        if self.0 == Death::Confined {
+            // SAFETY: the unit's first thread; and takes the switch off that would not let it go another way.
+            unsafe { std::env::remove_var("OFFSPRING_LAUNCHER") };
+            offspring::spawn((), |()| ()).unwrap().wait().unwrap();
+            // SAFETY: sets a flag of this thread.
+            unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+        }
         let mut unit = Offspring::builder(Child(self.1)).stdout(Stdio::piped()).spawn().unwrap();
         unit.take_stdout().unwrap().read_exact(&mut [0; 5]).unwrap();
         let pid = unit.process().unwrap().id();
@@ -66,7 +77,7 @@ impl Parent {
         println!("{pid}");
         match self.0 {
             // SAFETY: these end the process, each in its way.
-            Death::Kill => unsafe { libc::raise(libc::SIGKILL) },
+            Death::Kill | Death::Confined => unsafe { libc::raise(libc::SIGKILL) },
             Death::Abort => std::process::abort(),
             // SAFETY: as above: no such page.
             Death::Segfault => unsafe { (8 as *const i32).read_volatile() },
@@ -80,6 +91,16 @@ impl Parent {
             }
             Death::Exit => std::process::exit(4),
             Death::Panic => panic!("out"),
+            Death::Replaced => {
+                let first = harness::zygote().unwrap();
+                harness::kill(first, libc::SIGKILL);
+                eventually("there is no other", || {
+                    offspring::spawn((), |()| ()).unwrap().wait().unwrap();
+                    harness::zygote().is_some_and(|zygote| zygote != first)
+                });
+                // SAFETY: as above.
+                unsafe { libc::raise(libc::SIGKILL) }
+            }
             Death::Both => {
                 harness::kill(harness::zygote().unwrap(), libc::SIGKILL);
                 // SAFETY: as above.
@@ -197,7 +218,7 @@ impl Subprocess for Promised {
 
 behaviour! { through ["zygote"];
     fn units_that_cannot_hear_of_it_end_with_their_parent() {
-        for how in DEATHS {
+        for how in DEATHS.into_iter().chain([Death::Replaced]) {
             die(how, Ear::Stopped);
             die(how, Ear::Shut);
         }
@@ -226,6 +247,12 @@ behaviour! { through ["zygote"];
         assert!(parent.unwrap().wait().is_err());
         eventually("its end was not run", || mark.exists());
         std::fs::remove_file(mark).unwrap();
+    }
+
+    fn units_that_were_executed_and_cannot_hear_of_it_end_as_well() {
+        for ear in [Ear::Stopped, Ear::Shut] {
+            die(Death::Confined, ear);
+        }
     }
 
     fn units_end_when_parent_and_zygote_are_killed_together() {
@@ -304,7 +331,8 @@ behaviour! {
             harness::kill(std::process::id(), libc::SIGKILL);
         });
         assert!(parent.unwrap().wait().is_err());
-        assert_eq!(harness::tagged(&harness::tag()).len(), 1, "it did not outlive its parent");
+        // Its zygote ends a moment after it.
+        eventually("it did not outlive its parent alone", || harness::tagged(&harness::tag()).len() == 1);
         std::fs::write(directory.join("go"), "").unwrap();
         eventually("it did not run to its end", || directory.join("done").exists());
         eventually("it did not end", || harness::tagged(&harness::tag()).is_empty());

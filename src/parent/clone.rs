@@ -12,7 +12,7 @@ use super::zygote::{Absent, Zygote};
 use crate::hook;
 use crate::sys::io::{self as sysio, AsFd, BorrowedFd, OwnedFd};
 use crate::sys::{environment, rights};
-use crate::wire::message::{Context, Request};
+use crate::wire::message::{Context, Request, Wanted};
 
 /// Starts the unit; within, why another launcher is to do it.
 pub(super) fn launch(launch: &Launch<'_>) -> Result<Result<Arc<Unit>, Failure>, Failure> {
@@ -100,12 +100,12 @@ fn ask(launch: &Launch<'_>, zygote: &Arc<Zygote>, deadline: Option<Instant>) -> 
         runtime.zygotes.wait_for_end(zygote, deadline);
         return Ok(Asked::Gone);
     }
-    let request = Request {
+    let request = Request::Child(Wanted {
         id: unit.id,
         guard: launch.guard(),
         slot: None,
         wish: hook::wish(&launch.order.settings.environment),
-    };
+    });
     let asked = Instant::now();
     let sent = zygote.request(&request, &theirs, deadline);
     drop(theirs);

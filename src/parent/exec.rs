@@ -43,6 +43,9 @@ pub(super) fn launch(launch: &Launch<'_>) -> Result<Arc<Unit>, Failure> {
     let _ = unit.tell([&start, &header, &launch.order.bytes], &[]);
     launch.starting.runtime.expect(&unit, || true);
     unit.on_birth(child).map_err(|error| ("epoll".to_owned(), error))?;
+    if let Some(zygote) = launch.starting.runtime.zygotes.current() {
+        zygote.entrust(&unit);
+    }
     Ok(unit)
 }
 

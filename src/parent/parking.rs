@@ -16,7 +16,7 @@ use super::zygote::Zygote;
 use crate::sys::io::{self as sysio, OwnedFd};
 use crate::sys::ledger::{Care, SLOTS};
 use crate::sys::{pidfd, signals};
-use crate::wire::message::Request;
+use crate::wire::message::{Request, Wanted};
 
 /// A place in the ledger, held as long as the child lives.
 pub(crate) struct Slot {
@@ -144,7 +144,8 @@ impl Parking {
         if all.closed {
             return Ok(());
         }
-        zygote.try_request(&Request { id, guard: None, slot: Some(slot.number), wish: None }, &theirs)?;
+        let wanted = Wanted { id, guard: None, slot: Some(slot.number), wish: None };
+        zygote.try_request(&Request::Child(wanted), &theirs)?;
         all.spares.insert(id, Parked::Asked { line, slot });
         Ok(())
     }

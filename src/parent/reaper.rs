@@ -140,7 +140,11 @@ fn hear_zygote(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) -> Heard {
     let bytes = &buffer[..received.count];
     if !zygote.has_spoken() {
         match codec::decode::<Hello>(bytes) {
-            Ok(hello) => runtime.zygotes.on_hello(zygote, hello),
+            Ok(hello) => {
+                runtime.zygotes.on_hello(zygote, hello);
+                // Those of the one before, and those that were executed.
+                runtime.born().iter().for_each(|unit| zygote.entrust(unit));
+            }
             // No zygote of ours.
             Err(_) => return Heard::End,
         }

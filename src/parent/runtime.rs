@@ -236,6 +236,12 @@ impl Runtime {
         table.units.values().filter(|(unit, _)| unit.is_asked_for()).map(|(unit, _)| unit.clone()).collect()
     }
 
+    /// The children that have been made and not reaped.
+    pub(super) fn born(&self) -> Vec<Arc<Unit>> {
+        let table = lock(&self.table);
+        table.units.values().filter(|(unit, _)| unit.is_born()).map(|(unit, _)| unit.clone()).collect()
+    }
+
     /// For the reaper: when nothing is left but the zygote, and all is to end, it is ended as well.
     pub(super) fn is_all_but_closed(&self) -> bool {
         let table = lock(&self.table);

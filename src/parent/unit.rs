@@ -17,6 +17,7 @@ use crate::sys::io::{BorrowedFd, OwnedFd};
 use crate::sys::{pidfd, signals};
 use crate::wire::codec;
 use crate::wire::frame::{Frame, Kind};
+use crate::wire::message::Guard;
 
 /// Locks, also after a panic elsewhere: nothing in this crate panics while it holds one.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -34,6 +35,8 @@ pub(crate) struct Unit {
     /// and the child is not its own.
     owner: u32,
     runtime: Weak<Runtime>,
+    /// What it was told of its guard.
+    pub(crate) guard: Option<Guard>,
     /// Whether its start waits until it is about to run.
     awaited: bool,
     /// Whether it is the zygote that says whether it was made.
@@ -99,6 +102,7 @@ impl Unit {
             child: OnceLock::new(),
             owner: std::process::id(),
             runtime: Arc::downgrade(runtime),
+            guard: launch.guard(),
             awaited: launch.order.wait_for_child,
             asked_for: false,
             state: Mutex::new(State {

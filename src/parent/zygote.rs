@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 use super::exec::{claim, marked};
 use super::parking::{Slot, Slots};
 use super::runtime::Runtime;
-use super::unit::lock;
+use super::unit::{Unit, lock};
 use crate::log;
 use crate::sys::io::{self as sysio, AsFd, OwnedFd};
 use crate::sys::ledger::{Care, Ledger};
 use crate::sys::rights::Rights;
 use crate::sys::{pidfd, signals, spawn};
 use crate::wire::codec;
-use crate::wire::message::{Hello, Request, Welcome};
+use crate::wire::message::{Guard, Hello, Request, Welcome};
 use crate::zygote::boot::Role;
 
 /// How long a zygote that has been asked may be silent. Then it is replaced: somebody has stopped it.
@@ -288,10 +288,20 @@ impl Zygote {
         self.ledger.note(slot, care);
     }
 
-    /// Asks for a child, if it can be asked at once.
-    pub(super) fn try_request(&self, request: &Request, line: &OwnedFd) -> io::Result<()> {
+    /// Asks for something, if it can be asked at once; with it goes a descriptor.
+    pub(super) fn try_request(&self, request: &Request, with: &OwnedFd) -> io::Result<()> {
         let bytes = codec::encode(request).map_err(io::Error::other)?;
-        sysio::send_with(&self.line, &[&bytes], &[line.as_fd()]).map(drop)
+        sysio::send_with(&self.line, &[&bytes], &[with.as_fd()]).map(drop)
+    }
+
+    /// Asks it to see to a child that it has not made, should we die. If it cannot hear that now, the child has its own
+    /// guard.
+    pub(super) fn entrust(&self, unit: &Unit) {
+        if let Some(Guard { grace }) = unit.guard
+            && self.has_spoken()
+        {
+            let _ = self.try_request(&Request::Ward { pid: unit.pid(), grace }, unit.pidfd());
+        }
     }
 
     /// Asks for a child.

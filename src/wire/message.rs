@@ -54,9 +54,18 @@ pub(crate) struct Hello {
     pub(crate) rights: Rights,
 }
 
-/// To a zygote: a child, please. With it goes the child's end of its line.
+/// To a zygote.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Request {
+pub(crate) enum Request {
+    /// A child, please. With it goes the child's end of its line.
+    Child(Wanted),
+    /// One that it has not made itself is to be seen to as well. With it goes the child's pidfd.
+    Ward { pid: u32, grace: Option<Duration> },
+}
+
+/// A child that is asked for.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Wanted {
     pub(crate) id: u64,
     pub(crate) guard: Option<Guard>,
     /// It is a spare: what is to become of it without its parent will stand there in the ledger.

@@ -96,7 +96,16 @@ impl Zygote {
                 }
             };
             step("zygote", "asked");
-            let Ok(request) = codec::decode::<Request>(&buffer[..received.count]) else { continue };
+            let request = match codec::decode(&buffer[..received.count]) {
+                Ok(Request::Child(request)) => request,
+                Ok(Request::Ward { pid, grace }) => {
+                    if let [Some(pidfd), ..] = received.descriptors {
+                        self.wards.add(pid, &pidfd, Told::Now(Care::End(grace)));
+                    }
+                    continue;
+                }
+                Err(_) => continue,
+            };
             let [Some(line), ..] = received.descriptors else {
                 const TOO_MANY_OPEN_FILES: i32 = 24;
                 self.reply(request.id, Err(TOO_MANY_OPEN_FILES), None);
