@@ -91,6 +91,23 @@ behaviour! { through ["auto"];
         stopped.iter().for_each(|pid| assert!(!is_alive(*pid) || spares().contains(pid)));
     }
 
+    fn signals_that_came_before_the_unit_are_not_the_units() {
+        double(1);
+        for signal in ["HUP", "INT", "QUIT", "TERM", "USR1", "TSTP", "ALRM"] {
+            // Sent by another process than the parent, as a terminal's are.
+            let there: Vec<String> = some_spares().iter().map(u32::to_string).collect();
+            let mut kill = std::process::Command::new("sh");
+            assert!(kill.args(["-c", &format!("kill -{signal} {}", there.join(" "))]).status().unwrap().success());
+            (0..6).for_each(double);
+        }
+        // But what the parent sends as soon as it can is.
+        let unit = spawn((), |()| loop { std::thread::park() }).unwrap();
+        let unit: Offspring<()> = unit;
+        unit.process().unwrap().terminate().unwrap();
+        let error = unit.wait().unwrap_err();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&error.death().unwrap().status()), Some(libc::SIGTERM));
+    }
+
     fn a_burst_is_served_and_what_it_brought_is_given_back() {
         double(1);
         for _ in 0..3 {

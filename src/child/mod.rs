@@ -9,7 +9,7 @@ use std::io;
 use crate::hook::step;
 use crate::sys;
 use crate::sys::image::Entry;
-use crate::sys::io::{AsFd, MOST, OwnedFd};
+use crate::sys::io::{AsFd, BorrowedFd, MOST, OwnedFd};
 use crate::wire::codec;
 use crate::wire::frame::{Decoder, Frame, Kind, encode};
 use crate::wire::message::{Context, Guard, Start, Step};
@@ -40,7 +40,15 @@ pub(crate) fn cloned(claim: Claim, parent: OwnedFd, spare: bool) -> ! {
         sys::lifecycle::set_name("offspring-spare");
         rehearse();
     }
-    main(claim, Some(parent))
+    main(claim, Some(Maker { parent, spare }))
+}
+
+/// What a child that was cloned has from its maker.
+struct Maker {
+    /// A pidfd.
+    parent: OwnedFd,
+    /// It was made before there was a unit for it.
+    spare: bool,
 }
 
 /// Goes once through what lies between a unit's arrival and its first line, so that the pages which that takes are there
@@ -65,13 +73,18 @@ fn rehearse() {
 }
 
 /// Receives the unit, sets the process up as `main` would find it, runs the unit, ends.
-fn main(claim: Claim, parent: Option<OwnedFd>) -> ! {
+fn main(claim: Claim, maker: Option<Maker>) -> ! {
     // 1. The line, and on it the terms.
     let mut line = Line::new(sys::io::take_line());
-    let Some(Received { start, unit, descriptors }) = receive(&line, &claim, parent) else {
+    let Some(Received { start, unit, descriptors }) =
+        receive(&line, &claim, maker.as_ref().map(|maker| maker.parent.as_fd()))
+    else {
         // The parent has gone, or this is not its line: there is nobody to tell.
         sys::lifecycle::exit_now(0)
     };
+    if maker.is_some_and(|maker| maker.spare) {
+        sys::signals::forget_what_came_before(start.parent);
+    }
     step("child", "received");
     // 2. What the caller has otherwise than our zygote.
     let set_up = start.context.map_or(Ok(()), |context| enter(context, descriptors));
@@ -111,7 +124,7 @@ struct Received {
 }
 
 /// The two frames that a parent sends; `None` if the line ends first or speaks another language.
-fn receive(line: &Line, claim: &Claim, parent: Option<OwnedFd>) -> Option<Received> {
+fn receive(line: &Line, claim: &Claim, parent: Option<BorrowedFd<'_>>) -> Option<Received> {
     let mut decoder = Decoder::default();
     let mut buffer = vec![0; 2 << 10];
     let mut start: Option<Start> = None;
@@ -120,9 +133,9 @@ fn receive(line: &Line, claim: &Claim, parent: Option<OwnedFd>) -> Option<Receiv
         let received = match sys::io::receive_with(&*line.fd, &mut buffer) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 // A copy that the parent forked may hold the line's other end beyond the parent's death: then no end comes.
-                match &parent {
+                match parent {
                     Some(parent) => {
-                        let ready = sys::io::wait_any(&[line.fd.as_fd(), parent.as_fd()], false, None);
+                        let ready = sys::io::wait_any(&[line.fd.as_fd(), parent], false, None);
                         if !ready[0] && ready[1] {
                             return None;
                         }

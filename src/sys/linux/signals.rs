@@ -63,6 +63,40 @@ pub(super) fn block_until_open() {
     ));
 }
 
+/// In a spare that has got its unit, all signals still blocked: forgets what others than the parent had sent it before. A
+/// spare is in the program's process group, where a terminal's signals come as well, and these were not for the unit.
+pub(crate) fn forget_what_came_before(parent: u32) {
+    let all = Mask(!(1_u64 << (GUARD - 1)));
+    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut kept = 0_u64;
+    // Bounded, for real-time signals come as often as they are sent.
+    for _ in 0..4096 {
+        // SAFETY: rt_sigtimedwait(2) reads eight bytes and a time, and writes a record, which is read only if it did. What
+        // is taken is pending in this process, which has one thread.
+        let (signal, code, sender) = unsafe {
+            let mut info: libc::siginfo_t = zeroed();
+            let signal = libc::syscall(
+                libc::SYS_rt_sigtimedwait,
+                &raw const all.0,
+                &raw mut info,
+                &raw const at_once,
+                size_of::<u64>(),
+            );
+            (signal, info.si_code, info.si_pid())
+        };
+        if signal <= 0 {
+            break;
+        }
+        if code <= 0 && sender == parent as i32 {
+            kept |= 1 << (signal - 1);
+        }
+    }
+    for signal in (1..=64).filter(|signal| kept & 1 << (signal - 1) != 0) {
+        // SAFETY: to ourselves; it is blocked, and so pending again.
+        unsafe { libc::kill(libc::getpid(), signal) };
+    }
+}
+
 /// Every signal back to its default action. Safe to call between `clone` and `exec`.
 pub(super) fn default_all() {
     for signal in 1..=64 {
