@@ -279,7 +279,15 @@ impl Poller {
         let time = time.map(|time| time.as_nanos().div_ceil(1_000_000).min(3_600_000) as i64);
         let time = time
             .map(|ms| rustix::time::Timespec { tv_sec: ms / 1000, tv_nsec: (ms % 1000 * 1_000_000) as _ });
-        let Ok((ready, _)) = epoll::wait(&self.epoll, &mut events, time.as_ref()) else { return Vec::new() };
+        let ready = match epoll::wait(&self.epoll, &mut events, time.as_ref()) {
+            Ok((ready, _)) => ready,
+            Err(rustix::io::Errno::INTR) => return Vec::new(),
+            Err(_) => {
+                // The program has closed what is not its own. It shall not cost it a processor as well.
+                std::thread::sleep(Duration::from_millis(10));
+                return Vec::new();
+            }
+        };
         let tokens: Vec<u64> = ready.iter().map(|event| event.data.u64()).collect();
         if tokens.contains(&BELL) {
             let _ = rustix::io::read(&self.bell, &mut [0_u8; 8]);
