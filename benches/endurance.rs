@@ -82,16 +82,20 @@ fn private(pid: u32) -> u64 {
     fields.map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()).sum()
 }
 
-/// The children of this process of that name.
-fn named(wanted: &str) -> Vec<u32> {
+/// This process's zygotes, and the clones that are no units (yet): those have the zygote's name, but not what it shares.
+fn zygotes_and_spares() -> (Vec<u32>, Vec<u32>) {
     let children = std::fs::read_dir("/proc/self/task").unwrap().flat_map(|task| {
         let list = std::fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default();
         list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()
     });
-    let has_name = |pid: &u32| {
-        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == wanted)
+    let is_named = |pid: &u32| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("offspring"))
     };
-    children.filter(has_name).collect()
+    let shares = |pid: &u32| {
+        std::fs::read_to_string(format!("/proc/{pid}/maps"))
+            .is_ok_and(|maps| maps.contains("/memfd:offspring"))
+    };
+    children.filter(is_named).partition(shares)
 }
 
 fn rounds(count: usize, from: u64) {
@@ -108,7 +112,7 @@ fn rounds(count: usize, from: u64) {
 fn footprint(zygote: u32) -> [u64; 5] {
     // Spares come and go; after a second without a start there are none.
     let began = Instant::now();
-    while !named("offspring-spare").is_empty() {
+    while !zygotes_and_spares().1.is_empty() {
         assert!(began.elapsed() < Duration::from_secs(10), "the spares stay");
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -144,7 +148,7 @@ fn main() {
 
     let starts = times(20_000.0).max(200);
     rounds(starts / 100, 0);
-    let zygote = named("offspring")[0];
+    let zygote = zygotes_and_spares().0[0];
     let before = footprint(zygote);
     rounds(starts, 1 << 40);
     let after = footprint(zygote);
@@ -165,7 +169,7 @@ fn main() {
             scope.spawn(move || rounds(each, thread << 32));
         }
     });
-    let zygotes = named("offspring");
+    let (zygotes, _) = zygotes_and_spares();
     say(
         &format!("64 threads x {each} starts at once: all right, one zygote"),
         zygotes.len().to_string(),
