@@ -374,6 +374,8 @@ pub(crate) mod signals {
         Mask
     }
 
+    pub(crate) fn let_children_through(_: &mut bool) {}
+
     pub(crate) fn restore(_: Mask) {}
 
     pub(crate) fn unblock_all() {}

@@ -45,6 +45,23 @@ pub(crate) fn block_all() -> Mask {
     set_mask(Mask(u64::MAX))
 }
 
+/// For the thread whose children the units are, and where all signals are blocked: lets SIGCHLD through if nobody handles it.
+/// A signal that is ignored, as SIGCHLD is by default, is forgotten at once; but one that this thread blocks is kept, and
+/// interrupts another thread's epoll_wait(2), although there is no handler. If there is one, it is not to run here.
+pub(crate) fn let_children_through(open: &mut bool) {
+    // SAFETY: reads the disposition into a record.
+    let handled = unsafe {
+        let mut action: libc::sigaction = zeroed();
+        libc::sigaction(libc::SIGCHLD, null(), &raw mut action);
+        ![libc::SIG_DFL, libc::SIG_IGN].contains(&action.sa_sigaction)
+    };
+    if *open == handled {
+        *open = !handled;
+        let child = 1_u64 << (libc::SIGCHLD - 1);
+        set_mask(Mask(if handled { u64::MAX } else { !child }));
+    }
+}
+
 /// Puts back what [`block_all`] gave.
 pub(crate) fn restore(mask: Mask) {
     set_mask(mask);
