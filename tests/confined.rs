@@ -5,9 +5,12 @@
 mod harness;
 
 use std::collections::BTreeMap;
+use std::io::Read;
+use std::time::Duration;
 
 use harness::can;
-use offspring::{Offspring, spawn};
+use offspring::{ErrorKind, Offspring, Stdio, Subprocess, SubprocessLoop, spawn};
+use serde::{Deserialize, Serialize};
 
 type Status = BTreeMap<String, String>;
 
@@ -97,6 +100,56 @@ behaviour! { through ["auto"];
         };
         assert!(call(libc::SYS_setpgid, [0, 0, 0]));
         assert_eq!(spawn((), group).unwrap().wait().unwrap(), std::process::id() as i32);
+    }
+
+    fn a_parent_that_gives_up_its_user_still_ends_what_it_has() {
+        #[derive(Serialize, Deserialize)]
+        struct Count(u32);
+        impl SubprocessLoop for Count {
+            type Output = u32;
+            fn tick(&mut self) -> std::ops::ControlFlow<(), Duration> {
+                std::ops::ControlFlow::Continue(Duration::from_secs(3600))
+            }
+            fn end(self) -> u32 {
+                self.0
+            }
+        }
+        #[derive(Serialize, Deserialize)]
+        struct Deaf;
+        impl Subprocess for Deaf {
+            type Output = ();
+            const WAIT_FOR_CHILD: bool = true;
+            const SHUTDOWN_TIMEOUT: Option<Duration> = Some(Duration::from_millis(50));
+            fn run(self) {
+                // SAFETY: sets a disposition.
+                unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
+                println!("deaf");
+                loop {
+                    std::thread::park();
+                }
+            }
+        }
+        // A parent that must not be root any more has to be another process: a unit.
+        let parent = spawn((), |()| {
+            let (counts, timed) = (Offspring::new(Count(7)).unwrap(), Offspring::builder(Deaf).timeout(Duration::from_millis(100)));
+            let timed = timed.stdout(Stdio::null()).spawn().unwrap();
+            let mut deaf = Offspring::builder(Deaf).stdout(Stdio::piped()).spawn().unwrap();
+            deaf.take_stdout().unwrap().read_exact(&mut [0; 5]).unwrap();
+            let left = Offspring::new(Count(8)).unwrap();
+            if !can("another user", call(libc::SYS_setresgid, [65531; 3]) && call(libc::SYS_setresuid, [65531; 3])) {
+                offspring::shutdown();
+                return;
+            }
+            assert_eq!(counts.shutdown().unwrap(), Some(7));
+            assert_eq!(deaf.shutdown().unwrap(), None);
+            assert_eq!(timed.wait().unwrap_err().kind(), ErrorKind::TimedOut);
+            offspring::shutdown();
+            assert_eq!(left.wait().unwrap(), 8);
+            // Afresh, with the rights that are left.
+            assert_eq!(unit()["Uid"], "65531\t65531\t65531\t65531");
+            assert!(harness::zygote().is_some());
+        });
+        parent.unwrap().wait().unwrap();
     }
 
     fn a_user_without_rights_starts_units_through_a_zygote() {

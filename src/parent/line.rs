@@ -1,13 +1,14 @@
 //! The parent's end of a child's line: what is left to be sent, and what has been heard of a frame so far.
 
 use std::io;
+use std::sync::Arc;
 
 use crate::sys::io::{self as sysio, BorrowedFd, OwnedFd};
 use crate::wire::frame::Decoder;
 
 pub(crate) struct Line {
     /// `None` after the end.
-    pub(crate) fd: Option<OwnedFd>,
+    pub(crate) fd: Option<Arc<OwnedFd>>,
     pub(crate) decoder: Decoder,
     /// What has not been sent yet, and how much of it has.
     unsent: Vec<Vec<u8>>,
@@ -32,11 +33,11 @@ pub(crate) enum Piece {
         more: bool,
     },
     /// It has ended; this was its descriptor.
-    End(OwnedFd),
+    End(Arc<OwnedFd>),
 }
 
 impl Line {
-    pub(crate) fn new(fd: OwnedFd) -> Self {
+    pub(crate) fn new(fd: Arc<OwnedFd>) -> Self {
         let (decoder, interest) = (Decoder::default(), Interest::Reads);
         Self { fd: Some(fd), decoder, unsent: Vec::new(), sent: 0, interest }
     }

@@ -44,6 +44,8 @@ pub(crate) struct Unit {
     state: Mutex<State>,
     changed: Condvar,
     line: Mutex<Line>,
+    /// The line's descriptor while there is one, for whoever must not wait for the lock.
+    end: Weak<OwnedFd>,
     /// If it was a spare: its place in the ledger, until it has been reaped.
     slot: Mutex<Option<Slot>>,
 }
@@ -95,6 +97,7 @@ impl Unit {
 
     fn with_id(id: u64, launch: &Launch<'_>, line: OwnedFd) -> Self {
         let runtime = &launch.starting.runtime;
+        let line = Arc::new(line);
         Self {
             id,
             name: launch.name.to_owned(),
@@ -112,6 +115,7 @@ impl Unit {
                 waker: None,
             }),
             changed: Condvar::new(),
+            end: Arc::downgrade(&line),
             line: Mutex::new(Line::new(line)),
             slot: Mutex::new(None),
         }
@@ -311,19 +315,21 @@ impl Unit {
         }
     }
 
-    /// Under the lock, and only while it has not been reaped. An error means that it changed its user; then the grace
-    /// is all that is left, and the guard.
+    /// Under the lock, and only while it has not been reaped.
     fn act(&self, act: Act) {
         // None yet: then it is told when it is born.
         let Some((_, pidfd)) = self.child.get() else { return };
-        match act {
+        let sent = match act {
             Act::Terminate => {
-                let _ = pidfd::send_signal(pidfd, signals::TERM);
+                let sent = pidfd::send_signal(pidfd, signals::TERM);
                 let _ = pidfd::send_signal(pidfd, signals::CONT);
+                sent
             }
-            Act::Kill => {
-                let _ = pidfd::send_signal(pidfd, signals::KILL);
-            }
+            Act::Kill => pidfd::send_signal(pidfd, signals::KILL),
+        };
+        // It has another user than we have by now. But it hears when we have no more to say, as when we die, and ends itself.
+        if let (Err(_), Some(line)) = (sent, self.end.upgrade()) {
+            crate::sys::io::end_sending(&*line);
         }
     }
 

@@ -339,6 +339,9 @@ impl Zygote {
     }
 
     pub(super) fn kill(&self) {
-        let _ = pidfd::send_signal(&self.pidfd, signals::KILL);
+        if pidfd::send_signal(&self.pidfd, signals::KILL).is_err() {
+            // This process has changed its user. The zygote ends when it hears no more from us.
+            sysio::end_sending(&self.line);
+        }
     }
 }

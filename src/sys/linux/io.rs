@@ -200,6 +200,11 @@ pub(crate) fn send_all(line: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// From now on the other end hears the end of this one. What it says is still heard.
+pub(crate) fn end_sending(line: impl AsFd) {
+    let _ = rustix::net::shutdown(line, rustix::net::Shutdown::Write);
+}
+
 /// Receives what is there: 0 at the end. `WouldBlock` if nothing is.
 pub(crate) fn receive_now(line: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(rustix::io::retry_on_intr(|| rustix::net::recv(&line, &mut *buffer, RecvFlags::DONTWAIT))?.0)

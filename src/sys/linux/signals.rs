@@ -245,9 +245,10 @@ fn has_another_parent(parent: i32) -> bool {
 }
 
 fn has_no_line() -> bool {
-    let mut line = libc::pollfd { fd: LINE, events: 0, revents: 0 };
+    // A parent that may not signal us any more, because it has changed its user, ends its half of the line.
+    let mut line = libc::pollfd { fd: LINE, events: libc::POLLRDHUP, revents: 0 };
     // SAFETY: one valid record; poll(2) is async-signal-safe.
-    unsafe { libc::poll(&raw mut line, 1, 0) == 1 && line.revents & libc::POLLHUP != 0 }
+    unsafe { libc::poll(&raw mut line, 1, 0) == 1 && line.revents & (libc::POLLHUP | libc::POLLRDHUP) != 0 }
 }
 
 fn end_myself() {
