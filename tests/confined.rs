@@ -136,7 +136,9 @@ behaviour! { through ["auto"];
             let mut deaf = Offspring::builder(Deaf).stdout(Stdio::piped()).spawn().unwrap();
             deaf.take_stdout().unwrap().read_exact(&mut [0; 5]).unwrap();
             let left = Offspring::new(Count(8)).unwrap();
-            if !can("another user", call(libc::SYS_setresgid, [65531; 3]) && call(libc::SYS_setresuid, [65531; 3])) {
+            // libc's call, for which it needs every thread, ours too.
+            // SAFETY: changes this process's user.
+            if !can("another user", unsafe { libc::setgid(65531) == 0 && libc::setuid(65531) == 0 }) {
                 offspring::shutdown();
                 return;
             }

@@ -160,7 +160,7 @@ impl Runtime {
             thread: Mutex::new(None),
         });
         // The program's signal handlers are not to run on our thread.
-        let mask = signals::block_all();
+        let mask = signals::block_handled();
         let own = runtime.clone();
         let thread = std::thread::Builder::new().name("offspring".into()).spawn(move || {
             reaper::mark_this_thread(&own);

@@ -378,6 +378,10 @@ pub(crate) mod signals {
 
     pub(crate) fn let_children_through(_: &mut bool) {}
 
+    pub(crate) fn block_handled() -> Mask {
+        Mask
+    }
+
     pub(crate) fn restore(_: Mask) {}
 
     pub(crate) fn unblock_all() {}

@@ -58,9 +58,17 @@ pub(crate) fn let_children_through(open: &mut bool) {
     if *open == handled {
         *open = !handled;
         let child = 1_u64 << (libc::SIGCHLD - 1);
-        set_mask(Mask(if handled { u64::MAX } else { !child }));
+        set_mask(Mask(if handled { HANDLED.0 } else { HANDLED.0 & !child }));
     }
 }
+
+/// Blocks in the calling thread, for good, every signal that the program may handle; gives what was blocked before. Not
+/// libc's own two: by them it asks every thread to take part in setuid(3), and waits until each has.
+pub(crate) fn block_handled() -> Mask {
+    set_mask(HANDLED)
+}
+
+const HANDLED: Mask = Mask(!(0b11 << (32 - 1)));
 
 /// Puts back what [`block_all`] gave.
 pub(crate) fn restore(mask: Mask) {
