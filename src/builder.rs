@@ -169,7 +169,7 @@ impl<R> Builder<R> {
         self.set(|settings| settings.current_dir = Some(directory.as_ref().to_owned()))
     }
 
-    /// The child's file mode creation mask. Default: the parent's.
+    /// The child's file mode creation mask. Default: the parent's at its first start.
     pub fn umask(self, mask: u32) -> Self {
         self.set(|settings| settings.umask = Some(mask))
     }
