@@ -72,6 +72,29 @@ behaviour! {
         }
     }
 
+    fn so_is_one_that_nobody_waits_for_and_one_that_got_as_far_is_let_be() {
+        for step in BEFORE {
+            let builder = Offspring::builder(Unit).env("OFFSPRING_STEP", format!("child:{step}:stop"));
+            let error = builder.start_timeout(Duration::from_millis(50)).spawn().and_then(Offspring::wait).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Start, "{step}");
+            assert!(error.to_string().contains("in time"), "{error}");
+        }
+        #[derive(Serialize, Deserialize)]
+        struct Asked;
+        impl Subprocess for Asked {
+            type Output = usize;
+            fn run(self) -> usize {
+                std::io::Read::read_to_end(&mut std::io::stdin(), &mut Vec::new()).unwrap()
+            }
+        }
+        let builder = Offspring::builder(Asked).stdin(Stdio::piped()).start_timeout(Duration::from_millis(50));
+        let mut unit = builder.spawn().unwrap();
+        // The time itself is what is tried: it is longer than a start may take.
+        assert!(unit.wait_timeout(Duration::from_millis(300)).unwrap().is_none());
+        drop(unit.take_stdin());
+        assert_eq!(unit.wait().unwrap(), 0);
+    }
+
     fn a_child_that_stops_later_ends_by_timeout_shutdown_or_its_lingering() {
         for step in BETWEEN {
             let stopped = || Offspring::builder(Unit).env("OFFSPRING_STEP", format!("child:{step}:stop"));

@@ -61,6 +61,7 @@ fn rehearse() {
         type_name: "rehearsal".into(),
         name: "rehearsal".into(),
         guard: Some(Guard { grace: Some(std::time::Duration::from_secs(10)) }),
+        awaited: false,
         context: Some(Context::default()),
     };
     let sent =
@@ -88,6 +89,7 @@ fn main(claim: Claim, maker: Option<Maker>) -> ! {
     step("child", "received");
     // 2. What the caller has otherwise than our zygote.
     let set_up = start.context.map_or(Ok(()), |context| enter(context, descriptors));
+    line.awaited = start.awaited;
     // 3. Our names: in `ps`, and in the words of a panic.
     sys::lifecycle::set_name(start.name.rsplit("::").next().unwrap_or(&start.name));
     panic::speak_for(&line, &start.name);
@@ -130,7 +132,9 @@ fn receive(line: &Line, claim: &Claim, parent: Option<BorrowedFd<'_>>) -> Option
     let mut start: Option<Start> = None;
     let mut descriptors = [const { None }; MOST];
     loop {
-        let received = match sys::io::receive_with(&*line.fd, &mut buffer) {
+        // Not a byte more than the unit: what stands behind it is not to be taken yet.
+        let piece = decoder.wanted().min(buffer.len());
+        let received = match sys::io::receive_with(&*line.fd, &mut buffer[..piece]) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 // A copy that the parent forked may hold the line's other end beyond the parent's death: then no end comes.
                 match parent {

@@ -11,7 +11,7 @@ use crate::sys;
 use crate::sys::image::Entry;
 use crate::sys::io::OwnedFd;
 use crate::wire::codec;
-use crate::wire::frame::{Kind, encode};
+use crate::wire::frame::{HEADER, Kind, encode};
 use crate::wire::message::{Failed, Panicked, Step};
 
 /// What a running unit needs from the process around it.
@@ -61,11 +61,13 @@ pub(crate) struct Line {
     last: Arc<Mutex<bool>>,
     /// The process that may speak here. A copy that the unit forks never does.
     owner: u32,
+    /// Whether the parent waits until the unit is about to run.
+    pub(crate) awaited: bool,
 }
 
 impl Line {
     pub(crate) fn new(fd: OwnedFd) -> Self {
-        Self { fd: Arc::new(fd), last: Arc::default(), owner: std::process::id() }
+        Self { fd: Arc::new(fd), last: Arc::default(), owner: std::process::id(), awaited: false }
     }
 
     fn is_mine(&self) -> bool {
@@ -122,7 +124,19 @@ impl Host for Line {
     }
 
     fn ready(&mut self) {
-        self.send(Kind::Ready, &[]);
+        // What tells a parent that does not wait: it has only to be there, or not, when the parent looks.
+        let mut go = [0; HEADER];
+        let mut left = &mut go[..];
+        while !left.is_empty() {
+            match sys::io::receive(&*self.fd, left) {
+                Ok(count) if count > 0 => left = &mut left[count..],
+                // The parent has gone; the guard sees to us.
+                _ => break,
+            }
+        }
+        if self.awaited {
+            self.send(Kind::Ready, &[]);
+        }
     }
 
     fn value(&mut self, bytes: Vec<u8>) {

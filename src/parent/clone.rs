@@ -59,7 +59,7 @@ fn give(
     loop {
         let spare = match hook::forced() {
             Some(Launcher::Spare) => runtime.parking.wait(runtime, zygote, deadline),
-            _ => runtime.parking.take(zygote),
+            _ => runtime.parking.take(runtime, zygote),
         };
         let Some(spare) = spare else { return Ok(None) };
         zygote.note(spare.slot.number, care(launch.terms.terminate, launch.terms.grace));

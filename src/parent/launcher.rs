@@ -145,6 +145,7 @@ impl Launch<'_> {
             type_name: self.order.type_name.to_owned(),
             name: self.name.to_owned(),
             guard: self.guard(),
+            awaited: self.order.wait_for_child,
             context,
         };
         let message = codec::encode(&message).map_err(io::Error::other)?;

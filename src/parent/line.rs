@@ -15,6 +15,10 @@ pub(crate) struct Line {
     sent: usize,
     /// What it is watched for.
     pub(crate) interest: Interest,
+    /// The child has been sent all that there is for it, or the rest is in `unsent`.
+    told: bool,
+    /// The other end was closed before all had been received there.
+    reset: bool,
 }
 
 /// What the reaper watches a line for.
@@ -39,11 +43,11 @@ pub(crate) enum Piece {
 impl Line {
     pub(crate) fn new(fd: Arc<OwnedFd>) -> Self {
         let (decoder, interest) = (Decoder::default(), Interest::Reads);
-        Self { fd: Some(fd), decoder, unsent: Vec::new(), sent: 0, interest }
+        Self { fd: Some(fd), decoder, unsent: Vec::new(), sent: 0, interest, told: false, reset: false }
     }
 
     /// Sends what fits; whether that was all. What is left is kept.
-    pub(crate) fn tell(&mut self, parts: [&[u8]; 3], descriptors: &[BorrowedFd<'_>]) -> io::Result<bool> {
+    pub(crate) fn tell(&mut self, parts: [&[u8]; 4], descriptors: &[BorrowedFd<'_>]) -> io::Result<bool> {
         // The reaper may have heard its end already.
         let Some(fd) = &self.fd else { return Err(io::ErrorKind::BrokenPipe.into()) };
         let mut sent = sysio::send_with(fd, &parts, descriptors)?;
@@ -57,6 +61,7 @@ impl Line {
         if !self.unsent.is_empty() {
             self.interest = Interest::ReadsAndWrites;
         }
+        self.told = true;
         Ok(self.unsent.is_empty())
     }
 
@@ -76,6 +81,14 @@ impl Line {
         }
     }
 
+    /// Whether the child has taken the last thing that it was sent: its unit has begun, or was about to.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.told
+            && !self.reset
+            && self.unsent.is_empty()
+            && self.fd.as_ref().is_none_or(sysio::is_all_received)
+    }
+
     /// What it is to be watched for from now on, if that is something else.
     pub(crate) fn changed_interest(&mut self) -> Option<Interest> {
         if self.fd.is_none() || !self.unsent.is_empty() || self.interest == Interest::Reads {
@@ -92,8 +105,11 @@ impl Line {
             // Less than there is room for was all there is; if more comes, there will be an event for it.
             Ok(count) if count > 0 => Piece::Some { count, more: count == buffer.len() },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Piece::Nothing,
-            // ECONNRESET as well: it died with something of ours unread. All it said has been heard.
-            _ => self.fd.take().map_or(Piece::Nothing, Piece::End),
+            other => {
+                // It died with something of ours unread. All it said has been heard.
+                self.reset |= other.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset);
+                self.fd.take().map_or(Piece::Nothing, Piece::End)
+            }
         }
     }
 }

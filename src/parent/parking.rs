@@ -67,7 +67,7 @@ struct All {
 
 impl Parking {
     /// Takes a spare of that zygote's, for a start.
-    pub(super) fn take(&self, zygote: &Arc<Zygote>) -> Option<Spare> {
+    pub(super) fn take(&self, runtime: &Runtime, zygote: &Arc<Zygote>) -> Option<Spare> {
         let mut all = lock(&self.all);
         let is_ready = |(id, parked): (&u64, &Parked)| match parked {
             Parked::Ready(spare) if Arc::ptr_eq(&spare.slot.slots, &zygote.slots) => Some(*id),
@@ -75,10 +75,14 @@ impl Parking {
         };
         let found = all.spares.iter().find_map(is_ready);
         all.supply.on_start(found.is_some(), Instant::now());
-        match all.spares.remove(&found?) {
-            Some(Parked::Ready(spare)) => Some(spare),
-            _ => None,
+        let Some(Parked::Ready(spare)) = all.spares.remove(&found?) else { return None };
+        let was_last = !all.spares.values().any(|parked| matches!(parked, Parked::Ready(_)));
+        drop(all);
+        if was_last {
+            // The reaper may hear nothing of this unit for long; the next start is not to find none.
+            runtime.poller.ring();
         }
+        Some(spare)
     }
 
     /// As [`Parking::take`], but waits for one: for the test-only switch.
@@ -89,7 +93,7 @@ impl Parking {
         deadline: Option<Instant>,
     ) -> Option<Spare> {
         loop {
-            if let Some(spare) = self.take(zygote) {
+            if let Some(spare) = self.take(runtime, zygote) {
                 return Some(spare);
             }
             let mut all = lock(&self.all);

@@ -16,7 +16,7 @@ use super::table::{Life, Outcome, Verdict};
 use crate::sys::io::{BorrowedFd, OwnedFd};
 use crate::sys::{pidfd, signals};
 use crate::wire::codec;
-use crate::wire::frame::{Frame, Kind};
+use crate::wire::frame::{self, Frame, Kind};
 use crate::wire::message::Guard;
 
 /// Locks, also after a panic elsewhere: nothing in this crate panics while it holds one.
@@ -124,7 +124,8 @@ impl Unit {
     /// Sends what fits of what the child is to be told; what is left, the reaper will send.
     pub(crate) fn tell(&self, parts: [&[u8]; 3], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut line = lock(&self.line);
-        if line.tell(parts, descriptors)? {
+        let [start, header, unit] = parts;
+        if line.tell([start, header, unit, &frame::header(Kind::Go, 0)], descriptors)? {
             return Ok(());
         }
         // If it is watched already. Else it will be as it is wanted then.
@@ -296,7 +297,18 @@ impl Unit {
     }
 
     pub(crate) fn on_time(self: &Arc<Self>) {
+        self.look_whether_begun();
         self.change(|life, now| life.on_time(now));
+    }
+
+    /// A unit that nobody waits for does not say that it is about to run.
+    fn look_whether_begun(self: &Arc<Self>) {
+        if lock(&self.line).has_begun() {
+            self.change(|life, _| {
+                life.on_ready();
+                None
+            });
+        }
     }
 
     /// Lets something happen to its life, does what that asks for, and notes the next deadline.
@@ -422,7 +434,7 @@ impl Unit {
             Kind::Failed => {
                 codec::decode(&body).map_or_else(|_| garbled(), |f| self.outcome(Outcome::Failed(f)))
             }
-            Kind::Start | Kind::Unit => Some("a message that only parents send".to_owned()),
+            Kind::Start | Kind::Unit | Kind::Go => Some("a message that only parents send".to_owned()),
         };
         if let Some(breach) = breach {
             self.change(|life, now| life.on_breach(breach, now));
@@ -455,6 +467,7 @@ impl Unit {
                 self.hear(&mut line, 16, buffer);
             }
         }
+        self.look_whether_begun();
         let waker = {
             let mut state = lock(&self.state);
             if state.end.is_some() {

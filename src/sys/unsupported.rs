@@ -187,6 +187,14 @@ pub(crate) mod io {
         none()
     }
 
+    pub(crate) fn receive(_: impl AsFd, _: &mut [u8]) -> Result<usize> {
+        none()
+    }
+
+    pub(crate) fn is_all_received(_: impl AsFd) -> bool {
+        false
+    }
+
     pub(crate) fn end_sending(_: impl AsFd) {}
 
     pub(crate) fn receive_now(_: impl AsFd, _: &mut [u8]) -> Result<usize> {

@@ -20,7 +20,10 @@ pub(crate) enum Kind {
     Start = 1,
     /// To the child: the unit, encoded.
     Unit = 2,
-    /// From the child: about to run the unit. Empty.
+    /// To the child, behind the unit: is taken off the line when the unit is about to run, and so tells the parent, without
+    /// a word, that it got that far. Empty.
+    Go = 3,
+    /// From the child, if its parent waits for it: about to run the unit. Empty.
     Ready = 16,
     /// From the child: a panic has begun in one of its threads ([`super::message::Panicked`]).
     Note = 17,
@@ -33,8 +36,16 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 7] =
-        [Self::Start, Self::Unit, Self::Ready, Self::Note, Self::Value, Self::Panicked, Self::Failed];
+    const ALL: [Self; 8] = [
+        Self::Start,
+        Self::Unit,
+        Self::Go,
+        Self::Ready,
+        Self::Note,
+        Self::Value,
+        Self::Panicked,
+        Self::Failed,
+    ];
 }
 
 /// One message.
@@ -86,6 +97,14 @@ pub(crate) struct Decoder {
 }
 
 impl Decoder {
+    /// How many bytes make the next header or body whole.
+    pub(crate) fn wanted(&self) -> usize {
+        match &self.body {
+            Some((_, length, body)) => length - body.len(),
+            None => HEADER - self.header.len(),
+        }
+    }
+
     /// Takes bytes off the front of `input`; gives a frame as soon as one is whole. Call again until `input` is empty
     /// and no frame came.
     pub(crate) fn next(&mut self, input: &mut &[u8]) -> Result<Option<Frame>, Breach> {

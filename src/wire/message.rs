@@ -20,6 +20,8 @@ pub(crate) struct Start {
     pub(crate) name: String,
     /// Whether the unit is ended when its parent dies, and how long after TERM.
     pub(crate) guard: Option<Guard>,
+    /// Whether the parent waits until the unit is about to run.
+    pub(crate) awaited: bool,
     /// For a child that was cloned; one that was executed has it from the kernel.
     pub(crate) context: Option<Context>,
 }

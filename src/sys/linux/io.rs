@@ -79,7 +79,7 @@ pub(crate) fn send_with(
     parts: &[&[u8]],
     descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<usize> {
-    let mut all = [io::IoSlice::new(&[]); 3];
+    let mut all = [io::IoSlice::new(&[]); 4];
     for (slice, part) in all.iter_mut().zip(parts) {
         *slice = io::IoSlice::new(part);
     }
@@ -215,6 +215,19 @@ pub(crate) fn is_readable(fd: impl AsFd, seconds: i64) -> bool {
     use rustix::event::{PollFd, PollFlags, poll};
     let time = rustix::time::Timespec { tv_sec: seconds, tv_nsec: 0 };
     poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&time)).is_ok_and(|ready| ready > 0)
+}
+
+/// Receives something, waiting as long as it takes: 0 at the end.
+pub(crate) fn receive(line: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+    Ok(rustix::io::retry_on_intr(|| rustix::net::recv(&line, &mut *buffer, RecvFlags::empty()))?.0)
+}
+
+/// Whether the other end has received all that was sent on this one.
+pub(crate) fn is_all_received(line: impl AsFd) -> bool {
+    let mut left: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ (unix(7)) writes one integer.
+    let told = unsafe { libc::ioctl(line.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut left) };
+    told == 0 && left == 0
 }
 
 /// Reads and throws away some of what is in a pipe; `false` once it has ended. Needs the pipe to be non-blocking.
