@@ -322,6 +322,48 @@ behaviour! {
         }
     }
 
+    fn a_unit_that_is_not_to_be_terminated_runs_if_its_parent_is_gone_before_it_begins() {
+        for how in [Death::Kill, Death::Exit, Death::Execve] {
+            let directory = std::env::temp_dir().join(harness::tag());
+            std::fs::create_dir(&directory).unwrap();
+            std::fs::write(directory.join("go"), "").unwrap();
+            let parent = offspring::spawn((how, directory.clone()), |(how, directory): (Death, PathBuf)| {
+                // Stopped before it looks for its parent, and going on when that is gone.
+                let builder = Offspring::builder(Promised(directory)).env("OFFSPRING_STEP", "child:received:stop");
+                let unit = builder.stdout(Stdio::null()).spawn().unwrap();
+                let child = unit.process().unwrap().id();
+                eventually("the child does not stop", || harness::state(child) == Some('T'));
+                std::mem::forget(unit);
+                match how {
+                    // SAFETY: these end the process.
+                    Death::Exit => unsafe { libc::_exit(0) },
+                    Death::Execve => {
+                        use std::os::unix::process::CommandExt;
+                        panic!("{}", std::process::Command::new("/bin/sleep").arg("3600").exec());
+                    }
+                    _ => harness::kill(std::process::id(), libc::SIGKILL),
+                }
+            });
+            let mut parent = parent.unwrap();
+            let process = parent.process().unwrap().clone();
+            let mut stopped = None;
+            eventually("the child does not stop", || {
+                let all = harness::tagged(&harness::tag());
+                stopped = all.iter().copied().find(|pid| harness::state(*pid) == Some('T'));
+                let name = std::fs::read_to_string(format!("/proc/{}/comm", process.id())).unwrap_or_default();
+                stopped.is_some() && (name.trim() == "sleep" || !is_alive(process.id()))
+            });
+            harness::kill(stopped.unwrap(), libc::SIGCONT);
+            eventually("it did not run", || directory.join("done").exists());
+            if how == Death::Execve {
+                process.kill().unwrap();
+            }
+            let _ = parent.wait_timeout(Duration::from_secs(10));
+            eventually("it did not end", || harness::tagged(&harness::tag()).is_empty());
+            std::fs::remove_dir_all(&directory).unwrap();
+        }
+    }
+
     fn a_unit_that_is_not_to_be_terminated_outlives_its_parent_and_ends() {
         let directory = std::env::temp_dir().join(harness::tag());
         std::fs::create_dir(&directory).unwrap();

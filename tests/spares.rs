@@ -100,7 +100,21 @@ behaviour! { through ["auto"];
             assert!(kill.args(["-c", &format!("kill -{signal} {}", there.join(" "))]).status().unwrap().success());
             (0..6).for_each(double);
         }
-        // But what the parent sends as soon as it can is.
+        // Nor is what the parent sent to its whole group.
+        // SAFETY: ignores a signal, and sends it to the group that this process makes its own.
+        unsafe {
+            libc::signal(libc::SIGHUP, libc::SIG_IGN);
+            offspring::shutdown();
+            libc::setpgid(0, 0);
+            double(1);
+            some_spares();
+            libc::kill(0, libc::SIGHUP);
+        }
+        (0..6).for_each(double);
+        // But what the parent sends as soon as it can is, also if others sent it before.
+        let there: Vec<String> = some_spares().iter().map(u32::to_string).collect();
+        let mut kill = std::process::Command::new("sh");
+        assert!(kill.args(["-c", &format!("kill -TERM {}", there.join(" "))]).status().unwrap().success());
         let unit = spawn((), |()| loop { std::thread::park() }).unwrap();
         let unit: Offspring<()> = unit;
         unit.process().unwrap().terminate().unwrap();
@@ -160,12 +174,39 @@ behaviour! { through ["auto"];
         }
     }
 
-    fn they_keep_nothing_but_streams_and_line_and_a_pidfd_of_the_parent() {
+    fn they_keep_streams_line_a_pidfd_of_the_parent_and_an_ear_for_signals() {
         double(1);
         for pid in some_spares() {
             let count = || std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
-            eventually("a descriptor too many", || count() == 5 || !is_alive(pid));
+            eventually("a descriptor too many", || count() == 6 || !is_alive(pid));
         }
+    }
+
+    fn what_is_given_back_costs_nothing_while_a_copy_of_the_parent_lives() {
+        double(1);
+        some_spares();
+        // SAFETY: the copy only sleeps.
+        let copy = unsafe { libc::fork() };
+        if copy == 0 {
+            loop {
+                std::thread::sleep(Duration::from_secs(3600));
+            }
+        }
+        eventually("the spares stay", || spares().is_empty());
+        let used = || {
+            let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+            // SAFETY: a valid record.
+            unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+            Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+        };
+        let before = used();
+        std::thread::sleep(Duration::from_secs(1));
+        let spent = used() - before;
+        harness::kill(copy as u32, libc::SIGKILL);
+        // SAFETY: reaps the copy.
+        unsafe { libc::waitpid(copy, std::ptr::null_mut(), 0) };
+        // A reaper that spins takes all of it.
+        assert!(spent < Duration::from_millis(500), "{spent:?}");
     }
 
     fn after_a_shutdown_there_are_none() {

@@ -10,6 +10,7 @@ use crate::hook::step;
 use crate::sys;
 use crate::sys::image::Entry;
 use crate::sys::io::{AsFd, BorrowedFd, MOST, OwnedFd};
+use crate::sys::signals::Forgetting;
 use crate::wire::codec;
 use crate::wire::frame::{Decoder, Frame, Kind, encode};
 use crate::wire::message::{Context, Guard, Start, Step};
@@ -40,6 +41,7 @@ pub(crate) fn cloned(claim: Claim, parent: OwnedFd, spare: bool) -> ! {
         sys::lifecycle::set_name("offspring-spare");
         rehearse();
     }
+    let spare = if spare { Forgetting::new() } else { None };
     main(claim, Some(Maker { parent, spare }))
 }
 
@@ -47,8 +49,8 @@ pub(crate) fn cloned(claim: Claim, parent: OwnedFd, spare: bool) -> ! {
 struct Maker {
     /// A pidfd.
     parent: OwnedFd,
-    /// It was made before there was a unit for it.
-    spare: bool,
+    /// If it was made before there was a unit for it: where it hears of signals meanwhile.
+    spare: Option<Forgetting>,
 }
 
 /// Goes once through what lies between a unit's arrival and its first line, so that the pages which that takes are there
@@ -77,13 +79,11 @@ fn rehearse() {
 fn main(claim: Claim, maker: Option<Maker>) -> ! {
     // 1. The line, and on it the terms.
     let mut line = Line::new(sys::io::take_line());
-    let Some(Received { start, unit, descriptors }) =
-        receive(&line, &claim, maker.as_ref().map(|maker| maker.parent.as_fd()))
-    else {
+    let Some(Received { start, unit, descriptors }) = receive(&line, &claim, maker.as_ref()) else {
         // The parent has gone, or this is not its line: there is nobody to tell.
         sys::lifecycle::exit_now(0)
     };
-    if maker.is_some_and(|maker| maker.spare) {
+    if maker.is_some_and(|maker| maker.spare.is_some()) {
         sys::signals::forget_what_came_before(start.parent);
     }
     step("child", "received");
@@ -99,7 +99,7 @@ fn main(claim: Claim, maker: Option<Maker>) -> ! {
         if sys::signals::orphaned(start.parent as i32) {
             sys::lifecycle::exit_now(0);
         }
-    } else if sys::signals::given_up(start.parent as i32) {
+    } else if sys::signals::given_up() {
         sys::lifecycle::exit_now(0);
     }
     // 5. The unit. What it does with signals is its own affair from here on; a loop sets its handlers first.
@@ -126,7 +126,7 @@ struct Received {
 }
 
 /// The two frames that a parent sends; `None` if the line ends first or speaks another language.
-fn receive(line: &Line, claim: &Claim, parent: Option<BorrowedFd<'_>>) -> Option<Received> {
+fn receive(line: &Line, claim: &Claim, maker: Option<&Maker>) -> Option<Received> {
     let mut decoder = Decoder::default();
     let mut buffer = vec![0; 2 << 10];
     let mut start: Option<Start> = None;
@@ -137,11 +137,18 @@ fn receive(line: &Line, claim: &Claim, parent: Option<BorrowedFd<'_>>) -> Option
         let received = match sys::io::receive_with(&*line.fd, &mut buffer[..piece]) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 // A copy that the parent forked may hold the line's other end beyond the parent's death: then no end comes.
-                match parent {
-                    Some(parent) => {
-                        let ready = sys::io::wait_any(&[line.fd.as_fd(), parent], false, None);
-                        if !ready[0] && ready[1] {
-                            return None;
+                match maker {
+                    Some(Maker { parent, spare }) => {
+                        let sources: Vec<BorrowedFd<'_>> = [line.fd.as_fd(), parent.as_fd()]
+                            .into_iter()
+                            .chain(spare.iter().map(AsFd::as_fd))
+                            .collect();
+                        let ready = sys::io::wait_any(&sources, false, None);
+                        match (ready[0], ready[1], spare) {
+                            (true, ..) => {}
+                            (false, true, _) => return None,
+                            (false, false, Some(signals)) => signals.forget(),
+                            (false, false, None) => {}
                         }
                     }
                     None => {

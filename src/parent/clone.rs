@@ -68,6 +68,10 @@ fn give(
         match tell(launch, zygote, &unit) {
             Ok(()) => {
                 unit.on_taken();
+                // It may have been replaced meanwhile, and the next not have been told of this one.
+                if let (false, Some(next)) = (zygote.is_alive(), runtime.zygotes.current()) {
+                    next.entrust(&unit);
+                }
                 return Ok(Some(unit));
             }
             // It has died while it was parked, and will be reaped. The next, please.

@@ -134,7 +134,7 @@ impl Parking {
                     }
                 }
             }
-            (Wish::GiveBack, _) => self.give_back(),
+            (Wish::GiveBack, _) => self.give_back(runtime),
             (Wish::Retire, Some(zygote)) => zygote.kill(),
             _ => {}
         }
@@ -196,19 +196,21 @@ impl Parking {
                 runtime.poller.remove(pidfd);
                 if let Some(Parked::Ready(spare)) = all.spares.remove(&id) {
                     runtime.poller.remove(&spare.line);
+                    all.supply.on_loss(Instant::now());
                 }
-                all.supply.on_end(Instant::now());
             }
             _ => {}
         }
     }
 
     /// Ends all that are there.
-    pub(super) fn give_back(&self) {
+    pub(super) fn give_back(&self, runtime: &Runtime) {
         let mut all = lock(&self.all);
         for parked in all.spares.values_mut() {
             *parked = match std::mem::replace(parked, Parked::Unwanted) {
-                Parked::Ready(Spare { child: (_, pidfd), .. }) => {
+                Parked::Ready(Spare { child: (_, pidfd), line, .. }) => {
+                    // A copy of this process may hold it open, and then it would be reported for ever.
+                    runtime.poller.remove(&line);
                     let _ = pidfd::send_signal(&pidfd, signals::KILL);
                     Parked::Ending(pidfd)
                 }
@@ -219,15 +221,15 @@ impl Parking {
     }
 
     /// For the reaper: nobody will take one any more.
-    pub(super) fn close(&self) {
+    pub(super) fn close(&self, runtime: &Runtime) {
         lock(&self.all).closed = true;
-        self.give_back();
+        self.give_back(runtime);
     }
 
     /// For the reaper, after the zygote's death, when it has been heard to its end: those that it was asked for and did
     /// not speak of, and the child that it had made of one.
     pub(super) fn bereave(&self, runtime: &Runtime, zygote: &Zygote) {
-        self.give_back();
+        self.give_back(runtime);
         let unheard: Vec<u64> = {
             let all = lock(&self.all);
             let unheard = all.spares.iter().filter(|(_, parked)| matches!(parked, Parked::Unwanted));

@@ -10,7 +10,7 @@ use super::runtime::Runtime;
 use super::unit::{Birth, Unit};
 use super::zygote::Zygote;
 use crate::sys::io::{self as sysio, BATCH, BELL};
-use crate::sys::{pidfd, signals};
+use crate::sys::pidfd;
 use crate::wire::codec;
 use crate::wire::message::{Hello, Reply};
 
@@ -50,12 +50,10 @@ pub(crate) fn is_this_thread_of(runtime: &Runtime) -> bool {
 /// Works until the runtime is closed and every child is gone.
 pub(crate) fn work(runtime: &Runtime) {
     let mut buffer = vec![0; 64 << 10];
-    let mut open = false;
     while let Some(pause) = runtime.pause() {
-        signals::let_children_through(&mut open);
         runtime.zygotes.make_if_wanted(runtime);
         if runtime.is_all_but_closed() {
-            runtime.parking.close();
+            runtime.parking.close(runtime);
             if let Some(zygote) = runtime.zygotes.current() {
                 zygote.kill();
             }

@@ -93,8 +93,15 @@ pub(crate) fn enter() -> Result<Result<Starting, Closing>, io::Error> {
     if process.closing.load(Ordering::SeqCst) {
         return Ok(Err(Closing));
     }
+    // Looked at and counted in one: a waker may close it at any moment.
+    let enters = |runtime: &Runtime| {
+        let mut table = lock(&runtime.table);
+        let is_open = table.closing.is_none();
+        table.starting += usize::from(is_open);
+        is_open
+    };
     let runtime = match &*slot {
-        Some(runtime) if lock(&runtime.table).closing.is_none() => runtime.clone(),
+        Some(runtime) if enters(runtime) => runtime.clone(),
         // None yet, or one that a waker has closed and that ends by itself.
         _ => {
             // Inherited by forked copies, where it finds their own view. Under the slot's lock, so once.
@@ -103,10 +110,12 @@ pub(crate) fn enter() -> Result<Result<Starting, Closing>, io::Error> {
                 lifecycle::at_exit(at_exit)?;
                 ONCE.store(true, Ordering::SeqCst);
             }
-            slot.insert(Runtime::begin()?).clone()
+            let runtime = slot.insert(Runtime::begin()?).clone();
+            // Under the slot's lock still: nobody knows of it who could close it.
+            enters(&runtime);
+            runtime
         }
     };
-    lock(&runtime.table).starting += 1;
     Ok(Ok(Starting { runtime }))
 }
 

@@ -55,6 +55,13 @@ impl Supply {
         }
     }
 
+    /// A spare has died, and nobody had asked it to. Whatever it is that kills them: not at once again.
+    pub(crate) fn on_loss(&mut self, now: Instant) {
+        if self.target > 0 {
+            self.refill_at = self.refill_at.or_else(|| now.checked_add(LATER));
+        }
+    }
+
     /// When [`Supply::due`] is to be asked again.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let idle = if self.given_back { LONG_IDLE } else { IDLE };
@@ -103,6 +110,20 @@ mod tests {
         assert_eq!(supply.deadline(), Some(now + LATER / 2));
         assert_eq!(supply.due(1, true, now + LATER / 2), Wish::Make(1));
         assert_eq!(supply.due(1, true, now + LATER), Wish::Nothing);
+    }
+
+    #[test]
+    fn one_that_dies_is_not_replaced_at_once() {
+        let now = Instant::now();
+        let mut supply = Supply::default();
+        supply.on_loss(now);
+        assert_eq!(supply.deadline(), None);
+        supply.on_start(true, now);
+        supply.on_end(now);
+        assert_eq!(supply.due(2, true, now), Wish::Nothing);
+        supply.on_loss(now);
+        assert_eq!(supply.due(1, true, now), Wish::Nothing);
+        assert_eq!(supply.due(1, true, now + LATER), Wish::Make(1));
     }
 
     #[test]

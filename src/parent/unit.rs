@@ -137,9 +137,9 @@ impl Unit {
 
     /// Whoever asked for it does not want it any more: it is killed, now or when it is made.
     pub(crate) fn give_up(self: &Arc<Self>) {
-        // Without its line it does not begin, if it has not yet.
-        if let Some(fd) = lock(&self.line).fd.take() {
-            self.forget_line(&fd);
+        // When it hears that there will be no more, it does not begin, if it has not yet.
+        if let Some(line) = self.end.upgrade() {
+            crate::sys::io::end_sending(&*line);
         }
         self.change(Life::on_given_up);
     }

@@ -384,8 +384,6 @@ pub(crate) mod signals {
         Mask
     }
 
-    pub(crate) fn let_children_through(_: &mut bool) {}
-
     pub(crate) fn block_handled() -> Mask {
         Mask
     }
@@ -393,6 +391,23 @@ pub(crate) mod signals {
     pub(crate) fn restore(_: Mask) {}
 
     pub(crate) fn unblock_all() {}
+
+    pub(crate) struct Forgetting(super::io::OwnedFd);
+
+    impl Forgetting {
+        pub(crate) fn new() -> Option<Self> {
+            super::none().ok().map(Self)
+        }
+
+        pub(crate) fn forget(&self) {}
+    }
+
+    #[cfg(unix)]
+    impl super::io::AsFd for Forgetting {
+        fn as_fd(&self) -> super::io::BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+    }
 
     pub(crate) fn forget_what_came_before(_: u32) {}
 
@@ -416,7 +431,7 @@ pub(crate) mod signals {
         false
     }
 
-    pub(crate) fn given_up(_: i32) -> bool {
+    pub(crate) fn given_up() -> bool {
         false
     }
 

@@ -7,6 +7,8 @@ use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+
 use libc::{c_int, c_void};
 
 use super::spawn::LINE;
@@ -45,23 +47,6 @@ pub(crate) fn block_all() -> Mask {
     set_mask(Mask(u64::MAX))
 }
 
-/// For the thread whose children the units are, and where all signals are blocked: lets SIGCHLD through if nobody handles it.
-/// A signal that is ignored, as SIGCHLD is by default, is forgotten at once; but one that this thread blocks is kept, and
-/// interrupts another thread's epoll_wait(2), although there is no handler. If there is one, it is not to run here.
-pub(crate) fn let_children_through(open: &mut bool) {
-    // SAFETY: reads the disposition into a record.
-    let handled = unsafe {
-        let mut action: libc::sigaction = zeroed();
-        libc::sigaction(libc::SIGCHLD, null(), &raw mut action);
-        ![libc::SIG_DFL, libc::SIG_IGN].contains(&action.sa_sigaction)
-    };
-    if *open == handled {
-        *open = !handled;
-        let child = 1_u64 << (libc::SIGCHLD - 1);
-        set_mask(Mask(if handled { HANDLED.0 } else { HANDLED.0 & !child }));
-    }
-}
-
 /// Blocks in the calling thread, for good, every signal that the program may handle; gives what was blocked before. Not
 /// libc's own two: by them it asks every thread to take part in setuid(3), and waits until each has.
 pub(crate) fn block_handled() -> Mask {
@@ -88,8 +73,40 @@ pub(super) fn block_until_open() {
     ));
 }
 
-/// In a spare that has got its unit, all signals still blocked: forgets what others than the parent had sent it before. A
-/// spare is in the program's process group, where a terminal's signals come as well, and these were not for the unit.
+/// Where a spare hears of signals while it waits, to forget them: it is in the program's process group, where a terminal's
+/// signals come as well, and these are not for its unit.
+pub(crate) struct Forgetting(OwnedFd);
+
+impl Forgetting {
+    /// All but the guard's. They stay blocked.
+    pub(crate) fn new() -> Option<Self> {
+        let all = Mask(!(1_u64 << (GUARD - 1)));
+        let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
+        // SAFETY: signalfd(2) reads eight bytes; what it gives is a new descriptor, which nobody else knows of.
+        unsafe {
+            let made = libc::syscall(libc::SYS_signalfd4, -1, &raw const all.0, size_of::<u64>(), flags);
+            (made >= 0).then(|| Self(OwnedFd::from_raw_fd(made as c_int)))
+        }
+    }
+
+    pub(crate) fn forget(&self) {
+        // Bounded, for they may come faster than they go.
+        for _ in 0..64 {
+            if rustix::io::read(&self.0, &mut [0_u8; 1024]).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl AsFd for Forgetting {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// In a spare that has got its unit, all signals still blocked: forgets what others than the parent have sent in the last
+/// moment.
 pub(crate) fn forget_what_came_before(parent: u32) {
     let all = Mask(!(1_u64 << (GUARD - 1)));
     let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -238,12 +255,14 @@ const F_SETSIG: c_int = 10;
 /// Whether the parent of that pid is gone: we have another one, or nobody has the other end of our line. (A parent that
 /// executed another program keeps its pid; one outside of our pid namespace shows as 0.)
 pub(crate) fn orphaned(parent: i32) -> bool {
-    has_another_parent(parent) || has_no_line()
+    // A parent that may not signal us any more, because it has changed its user, ends its half of the line.
+    has_another_parent(parent) || line() & (libc::POLLHUP | libc::POLLRDHUP) != 0
 }
 
-/// Whether the parent lives, and has let go of our line: its start has failed, and what it was for is not to be run.
-pub(crate) fn given_up(parent: i32) -> bool {
-    !has_another_parent(parent) && has_no_line()
+/// Whether the parent has ended its half of our line, and no more than that: the start has failed, and what it was for is not
+/// to be run. (If the parent has died, or executes another program, both halves have ended.)
+pub(crate) fn given_up() -> bool {
+    line() & (libc::POLLHUP | libc::POLLRDHUP) == libc::POLLRDHUP
 }
 
 fn has_another_parent(parent: i32) -> bool {
@@ -252,11 +271,12 @@ fn has_another_parent(parent: i32) -> bool {
     now != 0 && now != parent
 }
 
-fn has_no_line() -> bool {
-    // A parent that may not signal us any more, because it has changed its user, ends its half of the line.
+/// Which ends of our line have come.
+fn line() -> i16 {
     let mut line = libc::pollfd { fd: LINE, events: libc::POLLRDHUP, revents: 0 };
     // SAFETY: one valid record; poll(2) is async-signal-safe.
-    unsafe { libc::poll(&raw mut line, 1, 0) == 1 && line.revents & (libc::POLLHUP | libc::POLLRDHUP) != 0 }
+    unsafe { libc::poll(&raw mut line, 1, 0) };
+    line.revents
 }
 
 fn end_myself() {
