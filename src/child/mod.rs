@@ -12,7 +12,7 @@ use crate::sys::image::Entry;
 use crate::sys::io::{AsFd, BorrowedFd, MOST, OwnedFd};
 use crate::sys::signals::Forgetting;
 use crate::wire::codec;
-use crate::wire::frame::{Decoder, Frame, Kind, encode};
+use crate::wire::frame::{Decoder, Frame, HEADER, Kind, encode};
 use crate::wire::message::{Context, Guard, Start, Step};
 use crate::zygote::boot::Claim;
 use run::{Host, Line};
@@ -73,6 +73,7 @@ fn rehearse() {
         std::hint::black_box(codec::decode::<Start>(&frame.body).is_ok());
     }
     std::hint::black_box(Entry::at(u64::MAX).is_none());
+    sys::image::rehearse_exit();
 }
 
 /// Receives the unit, sets the process up as `main` would find it, runs the unit, ends.
@@ -133,7 +134,8 @@ fn receive(line: &Line, claim: &Claim, maker: Option<&Maker>) -> Option<Received
     let mut descriptors = [const { None }; MOST];
     loop {
         // Not a byte more than the unit: what stands behind it is not to be taken yet.
-        let piece = decoder.wanted().min(buffer.len());
+        let there = sys::io::queued(&*line.fd).saturating_sub(HEADER);
+        let piece = decoder.wanted().max(there).min(buffer.len());
         let received = match sys::io::receive_with(&*line.fd, &mut buffer[..piece]) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 // A copy that the parent forked may hold the line's other end beyond the parent's death: then no end comes.

@@ -222,6 +222,11 @@ pub(crate) fn receive(line: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(rustix::io::retry_on_intr(|| rustix::net::recv(&line, &mut *buffer, RecvFlags::empty()))?.0)
 }
 
+/// How many bytes are there to be received.
+pub(crate) fn queued(line: impl AsFd) -> usize {
+    rustix::io::ioctl_fionread(line).map_or(0, |count| count as usize)
+}
+
 /// Whether the other end has received all that was sent on this one.
 pub(crate) fn is_all_received(line: impl AsFd) -> bool {
     let mut left: libc::c_int = 0;
