@@ -1,6 +1,9 @@
 //! What a unit sees of the process around it, and what it does not.
 #![allow(unsafe_code)]
 
+// Named first, so that it is linked behind the library.
+extern crate late;
+
 #[path = "harness/mod.rs"]
 mod harness;
 
@@ -119,6 +122,13 @@ behaviour! {
             std::io::Write::write_all(&mut writer, b"x").unwrap_err().kind() == std::io::ErrorKind::BrokenPipe
         });
         assert!(unit.unwrap().wait().unwrap());
+    }
+
+    fn constructors_that_stand_behind_ours_have_run_before_the_unit() {
+        assert_eq!(late::built(), 2);
+        let built = spawn((), |()| late::built()).unwrap().wait().unwrap();
+        // 2 as it is linked here; another linker may put it before ours, and then it has run anyway.
+        assert_ne!(built, 0);
     }
 
     fn random_seeds_are_its_own() {
