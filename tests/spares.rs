@@ -26,6 +26,18 @@ fn some_spares() -> Vec<u32> {
     there
 }
 
+/// Waits until no signal is pending in any spare: each has heard of what came, and forgotten it.
+fn all_forgotten() {
+    let nothing = |pid: &u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status
+            .lines()
+            .filter(|line| line.starts_with("ShdPnd:"))
+            .all(|line| line.ends_with("\t0000000000000000"))
+    };
+    eventually("a signal is pending", || spares().iter().all(nothing));
+}
+
 /// Leaves spares behind, tells their pids and its zygote's, and dies.
 #[derive(Serialize, Deserialize)]
 struct Parent {
@@ -98,6 +110,7 @@ behaviour! { through ["auto"];
             let there: Vec<String> = some_spares().iter().map(u32::to_string).collect();
             let mut kill = std::process::Command::new("sh");
             assert!(kill.args(["-c", &format!("kill -{signal} {}", there.join(" "))]).status().unwrap().success());
+            all_forgotten();
             (0..6).for_each(double);
         }
         // Nor is what the parent sent to its whole group.
@@ -110,11 +123,13 @@ behaviour! { through ["auto"];
             some_spares();
             libc::kill(0, libc::SIGHUP);
         }
+        all_forgotten();
         (0..6).for_each(double);
         // But what the parent sends as soon as it can is, also if others sent it before.
         let there: Vec<String> = some_spares().iter().map(u32::to_string).collect();
         let mut kill = std::process::Command::new("sh");
         assert!(kill.args(["-c", &format!("kill -TERM {}", there.join(" "))]).status().unwrap().success());
+        all_forgotten();
         let unit = spawn((), |()| loop { std::thread::park() }).unwrap();
         let unit: Offspring<()> = unit;
         unit.process().unwrap().terminate().unwrap();
