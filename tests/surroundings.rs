@@ -285,6 +285,17 @@ mod fallback {
             remove(&library);
         }
 
+        fn a_kernel_that_does_not_tell_where_a_threads_id_is_leaves_the_slow_way() {
+            const PR_GET_TID_ADDRESS: u32 = 40;
+            if can("a filter", harness::filter_argument(libc::SYS_prctl, PR_GET_TID_ADDRESS, libc::EINVAL)) {
+                for n in 0..3 {
+                    assert_eq!(double(n).unwrap(), 2 * n);
+                    eventually("the zygote is left", || harness::zygotes().is_empty());
+                }
+                assert_eq!(harness::spares(), []);
+            }
+        }
+
         fn a_zygote_without_descriptors_leaves_the_slow_way() {
             assert_eq!(double(1).unwrap(), 2);
             let pid = zygote().unwrap() as i32;

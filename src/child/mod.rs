@@ -41,16 +41,18 @@ pub(crate) fn cloned(claim: Claim, parent: OwnedFd, spare: bool) -> ! {
         sys::lifecycle::set_name("offspring-spare");
         rehearse();
     }
-    let spare = if spare { Forgetting::new() } else { None };
-    main(claim, Some(Maker { parent, spare }))
+    let ear = if spare { Forgetting::new() } else { None };
+    main(claim, Some(Maker { parent, spare, ear }))
 }
 
 /// What a child that was cloned has from its maker.
 struct Maker {
     /// A pidfd.
     parent: OwnedFd,
-    /// If it was made before there was a unit for it: where it hears of signals meanwhile.
-    spare: Option<Forgetting>,
+    /// It was made before there was a unit for it.
+    spare: bool,
+    /// Where it hears of signals meanwhile.
+    ear: Option<Forgetting>,
 }
 
 /// Goes once through what lies between a unit's arrival and its first line, so that the pages which that takes are there
@@ -84,7 +86,7 @@ fn main(claim: Claim, maker: Option<Maker>) -> ! {
         // The parent has gone, or this is not its line: there is nobody to tell.
         sys::lifecycle::exit_now(0)
     };
-    if maker.is_some_and(|maker| maker.spare.is_some()) {
+    if maker.is_some_and(|maker| maker.spare) {
         sys::signals::forget_what_came_before(start.parent);
     }
     step("child", "received");
@@ -140,13 +142,13 @@ fn receive(line: &Line, claim: &Claim, maker: Option<&Maker>) -> Option<Received
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 // A copy that the parent forked may hold the line's other end beyond the parent's death: then no end comes.
                 match maker {
-                    Some(Maker { parent, spare }) => {
+                    Some(Maker { parent, ear, .. }) => {
                         let sources: Vec<BorrowedFd<'_>> = [line.fd.as_fd(), parent.as_fd()]
                             .into_iter()
-                            .chain(spare.iter().map(AsFd::as_fd))
+                            .chain(ear.iter().map(AsFd::as_fd))
                             .collect();
                         let ready = sys::io::wait_any(&sources, false, None);
-                        match (ready[0], ready[1], spare) {
+                        match (ready[0], ready[1], ear) {
                             (true, ..) => {}
                             (false, true, _) => return None,
                             (false, false, Some(signals)) => signals.forget(),

@@ -206,23 +206,39 @@ pub fn state(pid: u32) -> Option<char> {
 
 /// Makes the calling thread, or the whole process, and what it starts, get an error from one system call.
 pub fn filter(call: libc::c_long, errno: i32, everywhere: bool) -> bool {
-    let step =
-        |code: u32, yes: u8, no: u8, k: u32| libc::sock_filter { code: code as u16, jt: yes, jf: no, k };
-    let mut steps = [
-        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, call as u32),
-        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | errno as u32),
-        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
-    ];
+    install(&[jump_unless(call as u32, 1), answer(errno)], everywhere)
+}
+
+/// The same of the whole process, but only if the call's first argument is this one.
+pub fn filter_argument(call: libc::c_long, argument: u32, errno: i32) -> bool {
+    let first = load(std::mem::offset_of!(libc::seccomp_data, args));
+    install(&[jump_unless(call as u32, 3), first, jump_unless(argument, 1), answer(errno)], true)
+}
+
+fn load(offset: usize) -> libc::sock_filter {
+    let code = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    libc::sock_filter { code, jt: 0, jf: 0, k: offset as u32 }
+}
+
+/// Goes on if what was loaded is this, else skips so many steps.
+fn jump_unless(value: u32, skip: u8) -> libc::sock_filter {
+    let code = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    libc::sock_filter { code, jt: 0, jf: skip, k: value }
+}
+
+fn answer(errno: i32) -> libc::sock_filter {
+    let code = (libc::BPF_RET | libc::BPF_K) as u16;
+    let k = if errno == 0 { libc::SECCOMP_RET_ALLOW } else { libc::SECCOMP_RET_ERRNO | errno as u32 };
+    libc::sock_filter { code, jt: 0, jf: 0, k }
+}
+
+fn install(steps: &[libc::sock_filter], everywhere: bool) -> bool {
+    let mut steps = [&[load(std::mem::offset_of!(libc::seccomp_data, nr))], steps, &[answer(0)]].concat();
     let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+    let flags = if everywhere { libc::SECCOMP_FILTER_FLAG_TSYNC } else { 0 };
     // SAFETY: the kernel copies the program; the flag is this thread's own.
     unsafe {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-            && libc::syscall(
-                libc::SYS_seccomp,
-                libc::SECCOMP_SET_MODE_FILTER,
-                if everywhere { libc::SECCOMP_FILTER_FLAG_TSYNC } else { 0 },
-                &raw const program,
-            ) == 0
+            && libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) == 0
     }
 }
