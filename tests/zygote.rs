@@ -200,23 +200,13 @@ behaviour! { through ["zygote"];
 
     fn it_ends_with_its_parent() {
         for signal in [libc::SIGKILL, libc::SIGABRT, libc::SIGTERM] {
-            let mut parent = Offspring::builder(Parent(signal)).stdout(Stdio::piped()).spawn().unwrap();
-            let mut text = String::new();
-            let mut output = parent.take_stdout().unwrap();
-            assert!(parent.wait().is_err());
-            output.read_to_string(&mut text).unwrap();
-            let pid = text.trim().parse().unwrap();
+            let pid = told_by(Parent(signal));
             eventually("the zygote outlives its parent", || !is_alive(pid));
         }
     }
 
     fn a_stopped_one_ends_with_its_parent_as_well() {
-        let mut parent = Offspring::builder(StoppingParent).stdout(Stdio::piped()).spawn().unwrap();
-        let mut text = String::new();
-        let mut output = parent.take_stdout().unwrap();
-        assert!(parent.wait().is_err());
-        output.read_to_string(&mut text).unwrap();
-        let pid = text.trim().parse().unwrap();
+        let pid = told_by(StoppingParent);
         eventually("the zygote outlives its parent", || !is_alive(pid));
     }
 
@@ -327,6 +317,16 @@ impl Subprocess for Owner {
             libc::_exit(0)
         }
     }
+}
+
+/// The pid that such a parent tells before it dies.
+fn told_by(parent: impl Subprocess<Output = ()>) -> u32 {
+    let mut parent = Offspring::builder(parent).stdout(Stdio::piped()).spawn().unwrap();
+    let mut text = String::new();
+    let mut output = parent.take_stdout().unwrap();
+    assert!(parent.wait().is_err());
+    output.read_to_string(&mut text).unwrap();
+    text.trim().parse().unwrap()
 }
 
 /// Starts a unit of its own, tells its zygote's pid, and ends itself.

@@ -154,15 +154,14 @@ impl Parking {
         Ok(())
     }
 
-    /// For the reaper: whether this was one of ours. `child`: none if it could not be made.
-    pub(super) fn on_reply(&self, runtime: &Runtime, id: u64, child: Option<(u32, OwnedFd)>) -> bool {
+    /// For the reaper: what came of one that was asked for; `child`: none if it could not be made.
+    pub(super) fn on_reply(&self, runtime: &Runtime, id: u64, child: Option<(u32, OwnedFd)>) {
         let mut all = lock(&self.all);
-        let Some(parked) = all.spares.remove(&id) else { return false };
-        let Some((pid, pidfd)) = child else { return true };
+        let (Some(parked), Some((pid, pidfd))) = (all.spares.remove(&id), child) else { return };
         if runtime.poller.add(&pidfd, reaper::token(id, EXIT), false).is_err() {
             let _ = pidfd::send_signal(&pidfd, signals::KILL);
             pidfd::reap_blocking(&pidfd);
-            return true;
+            return;
         }
         let parked = match parked {
             Parked::Asked { line, slot }
@@ -178,7 +177,6 @@ impl Parking {
         all.spares.insert(id, parked);
         drop(all);
         self.changed.notify_all();
-        true
     }
 
     /// For the reaper: something has happened to one of ours.
@@ -236,12 +234,8 @@ impl Parking {
             unheard.map(|(id, _)| *id).collect()
         };
         for id in unheard {
-            let child = zygote.child_of(id);
-            let opened = child.and_then(|pid| Some((pid, pidfd::open_child(pid).ok()?)));
-            if let (Some(pid), None) = (child, &opened) {
-                pidfd::end_by_number(pid);
-            }
-            self.on_reply(runtime, id, opened);
+            let child = zygote.child_of(id).and_then(|pid| Some((pid, pidfd::take_over(pid, None).ok()?)));
+            self.on_reply(runtime, id, child);
         }
         self.changed.notify_all();
     }

@@ -149,21 +149,16 @@ fn hear_zygote(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) -> Heard {
             Err(_) => return Heard::End,
         }
     } else if let Some(Reply { id, made }) = Reply::from_bytes(bytes) {
+        let pidfd = received.descriptors.into_iter().next().flatten();
         let Some(unit) = runtime.unit(id) else {
-            let child = made.ok().and_then(|pid| {
-                let pidfd = received.descriptors.into_iter().next().flatten();
-                let opened = pidfd.map_or_else(|| pidfd::open_child(pid), Ok);
-                Some((pid, opened.inspect_err(|_| pidfd::end_by_number(pid)).ok()?))
-            });
+            // A spare, then. What stands in the way of one is told to nobody.
+            let child = made.ok().and_then(|pid| Some((pid, pidfd::take_over(pid, pidfd).ok()?)));
             runtime.parking.on_reply(runtime, id, child);
             return Heard::Something;
         };
         match made {
-            Ok(pid) => {
-                // If the descriptor was lost on the way here, there is a child all the same.
-                let pidfd = received.descriptors.into_iter().next().flatten();
-                adopt(&unit, pid, pidfd.map_or_else(|| pidfd::open_child(pid), Ok));
-            }
+            // If the descriptor was lost on the way here, there is a child all the same.
+            Ok(pid) => adopt(&unit, pid, pidfd),
             Err(errno) => {
                 let error = io::Error::from_raw_os_error(errno);
                 unit.on_no_birth(Birth::Refused("clone, in the zygote".into(), error));
@@ -174,14 +169,11 @@ fn hear_zygote(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) -> Heard {
 }
 
 /// A child of that pid has been made for this unit.
-fn adopt(unit: &std::sync::Arc<Unit>, pid: u32, pidfd: io::Result<sysio::OwnedFd>) {
-    match pidfd {
+fn adopt(unit: &std::sync::Arc<Unit>, pid: u32, pidfd: Option<sysio::OwnedFd>) {
+    match pidfd::take_over(pid, pidfd) {
         // Its error is told to who waits for the birth.
         Ok(pidfd) => drop(unit.on_birth((pid, pidfd))),
-        Err(error) => {
-            pidfd::end_by_number(pid);
-            unit.on_no_birth(Birth::Lost("receiving the child's pidfd", error));
-        }
+        Err(error) => unit.on_no_birth(Birth::Lost("receiving the child's pidfd", error)),
     }
 }
 
@@ -191,7 +183,7 @@ fn on_zygotes_end(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) {
     while hear_zygote(runtime, zygote, buffer) == Heard::Something {}
     for unit in runtime.bereave(zygote) {
         match zygote.child_of(unit.id) {
-            Some(pid) => adopt(&unit, pid, pidfd::open_child(pid)),
+            Some(pid) => adopt(&unit, pid, None),
             None => unit.on_no_birth(Birth::Gone),
         }
     }

@@ -347,11 +347,9 @@ pub(crate) mod pidfd {
         none()
     }
 
-    pub(crate) fn open_child(_: u32) -> Result<OwnedFd> {
+    pub(crate) fn take_over(_: u32, _: Option<OwnedFd>) -> Result<OwnedFd> {
         none()
     }
-
-    pub(crate) fn end_by_number(_: u32) {}
 
     pub(crate) fn send_signal(_: impl AsFd, _: i32) -> Result<()> {
         none()

@@ -86,7 +86,9 @@ impl Zygote {
             let received = match sys::io::receive_with(&self.line, &mut buffer) {
                 Ok(received) if received.count > 0 => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                // The parent has gone, or has executed another program.
+                // The parent lives, and has no more use for us.
+                Ok(_) if sys::signals::given_up() => sys::lifecycle::exit_now(0),
+                // It has gone, or has executed another program.
                 Ok(_) => self.wards.mourn(&self.ledger),
                 Err(error) if is_end(&error) => self.wards.mourn(&self.ledger),
                 // The kernel is short of something. It is to be hoped that it will not be for long.

@@ -19,7 +19,7 @@ pub(crate) fn open(pid: u32) -> io::Result<OwnedFd> {
 }
 
 /// Our child of that pid, which the kernel told us of. An error if it is gone, or if there is no descriptor for it.
-pub(crate) fn open_child(pid: u32) -> io::Result<OwnedFd> {
+fn open_child(pid: u32) -> io::Result<OwnedFd> {
     let pidfd = open(pid)?;
     // Fails with ECHILD for whoever is no child of ours.
     rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), LOOK)?;
@@ -28,13 +28,19 @@ pub(crate) fn open_child(pid: u32) -> io::Result<OwnedFd> {
 
 /// Ends a child of ours for which there is no descriptor: by its number, which cannot be a stranger's before it has been
 /// waited for.
-pub(crate) fn end_by_number(pid: u32) {
+fn end_by_number(pid: u32) {
     let Some(pid) = rustix::process::Pid::from_raw(pid as i32) else { return };
     if rustix::process::waitid(WaitId::Pid(pid), LOOK).is_ok() {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         let _ =
             rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED));
     }
+}
+
+/// The pidfd of a child that was made for us, if it came along; else the child is looked up by its pid. One that cannot be
+/// had is ended.
+pub(crate) fn take_over(pid: u32, pidfd: Option<OwnedFd>) -> io::Result<OwnedFd> {
+    pidfd.map_or_else(|| open_child(pid), Ok).inspect_err(|_| end_by_number(pid))
 }
 
 /// Whether there is such a child, ended or not. It stays to be waited for.

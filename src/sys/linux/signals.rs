@@ -259,8 +259,8 @@ pub(crate) fn orphaned(parent: i32) -> bool {
     has_another_parent(parent) || line() & (libc::POLLHUP | libc::POLLRDHUP) != 0
 }
 
-/// Whether the parent has ended its half of our line, and no more than that: the start has failed, and what it was for is not
-/// to be run. (If the parent has died, or executes another program, both halves have ended.)
+/// Whether the parent has ended its half of our line, and no more than that: it lives, and wants no more of us. To a child that
+/// says that its start has failed, and what it was for is not to be run. (If the parent has died, or executes another program, both halves have ended.)
 pub(crate) fn given_up() -> bool {
     line() & (libc::POLLHUP | libc::POLLRDHUP) == libc::POLLRDHUP
 }
