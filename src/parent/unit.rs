@@ -479,18 +479,18 @@ impl Unit {
             state.waker.take()
         };
         self.changed.notify_all();
-        // Who waited for it may have to run on our processor. The rest is housekeeping.
-        std::thread::yield_now();
-        drop(lock(&self.slot).take());
-        if let Some(fd) = lock(&self.line).fd.take() {
-            self.forget_line(&fd);
-        }
         if let Some(waker) = waker {
             // The executor's code: it may panic, and nothing of ours is locked.
             if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
                 // Its destructor is foreign code as well, and may panic in its turn.
                 std::mem::forget(payload);
             }
+        }
+        // Who waited for it may have to run on our processor. The rest is housekeeping.
+        std::thread::yield_now();
+        drop(lock(&self.slot).take());
+        if let Some(fd) = lock(&self.line).fd.take() {
+            self.forget_line(&fd);
         }
         true
     }
