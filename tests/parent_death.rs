@@ -32,6 +32,8 @@ enum Death {
     Replaced,
     /// It has a zygote, but the unit was executed.
     Confined,
+    /// As before, and its zygote was stopped, so that it hears of the unit after the end.
+    ConfinedUnheard,
 }
 
 /// How the grandchild takes TERM.
@@ -61,12 +63,17 @@ impl Subprocess for Parent {
 
 impl Parent {
     fn work(self) {
-        if self.0 == Death::Confined {
+        if matches!(self.0, Death::Confined | Death::ConfinedUnheard) {
             // SAFETY: the unit's first thread; and takes the switch off that would not let it go another way.
             unsafe { std::env::remove_var("OFFSPRING_LAUNCHER") };
             offspring::spawn((), |()| ()).unwrap().wait().unwrap();
             // SAFETY: sets a flag of this thread.
             unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+        }
+        if self.0 == Death::ConfinedUnheard {
+            let zygote = harness::zygote().unwrap();
+            harness::kill(zygote, libc::SIGSTOP);
+            eventually("the zygote does not stop", || harness::state(zygote) == Some('T'));
         }
         let mut unit = Offspring::builder(Child(self.1)).stdout(Stdio::piped()).spawn().unwrap();
         unit.take_stdout().unwrap().read_exact(&mut [0; 5]).unwrap();
@@ -77,7 +84,7 @@ impl Parent {
         println!("{pid}");
         match self.0 {
             // SAFETY: these end the process, each in its way.
-            Death::Kill | Death::Confined => unsafe { libc::raise(libc::SIGKILL) },
+            Death::Kill | Death::Confined | Death::ConfinedUnheard => unsafe { libc::raise(libc::SIGKILL) },
             Death::Abort => std::process::abort(),
             // SAFETY: as above: no such page.
             Death::Segfault => unsafe { (8 as *const i32).read_volatile() },
@@ -252,6 +259,7 @@ behaviour! { through ["zygote"];
     fn units_that_were_executed_and_cannot_hear_of_it_end_as_well() {
         for ear in [Ear::Stopped, Ear::Shut] {
             die(Death::Confined, ear);
+            die(Death::ConfinedUnheard, ear);
         }
     }
 

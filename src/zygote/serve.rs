@@ -5,6 +5,7 @@
 //! here would give every child the same seeds).
 
 use std::io;
+use std::time::Duration;
 
 use super::boot::Claim;
 use super::wards::{Told, Wards};
@@ -21,7 +22,10 @@ use crate::wire::message::{Hello, Reply, Request, Welcome};
 const BUFFER: usize = 4096;
 
 /// Between two tries of what the kernel has refused.
-const PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// More packets than a line holds: the kernel counts hundreds of bytes for each against a buffer of some hundred KiB.
+const MOST_QUEUED: usize = 1 << 16;
 
 /// Whether nobody has the line's other end any more.
 fn is_end(error: &io::Error) -> bool {
@@ -44,7 +48,7 @@ pub(crate) fn main(claim: Claim) -> ! {
     // 4. Whether we can be one.
     let alone = Alone::prove();
     let hello = Hello { unfit: alone.as_ref().err().cloned(), rights: sys::rights::of_this_thread() };
-    let zygote = Zygote { claim, line, parent, ledger, wards: Wards::default() };
+    let mut zygote = Zygote { claim, line, parent, ledger, wards: Wards::default() };
     zygote.say(&codec::encode(&hello).unwrap_or_default(), None);
     step("zygote", "ready");
     match alone {
@@ -89,8 +93,8 @@ impl Zygote {
                 // The parent lives, and has no more use for us.
                 Ok(_) if sys::signals::given_up() => sys::lifecycle::exit_now(0),
                 // It has gone, or has executed another program.
-                Ok(_) => self.wards.mourn(&self.ledger),
-                Err(error) if is_end(&error) => self.wards.mourn(&self.ledger),
+                Ok(_) => self.mourn(),
+                Err(error) if is_end(&error) => self.mourn(),
                 // The kernel is short of something. It is to be hoped that it will not be for long.
                 Err(_) => {
                     std::thread::sleep(PAUSE);
@@ -101,9 +105,7 @@ impl Zygote {
             let request = match codec::decode(&buffer[..received.count]) {
                 Ok(Request::Child(request)) => request,
                 Ok(Request::Ward { pid, grace }) => {
-                    if let [Some(pidfd), ..] = received.descriptors {
-                        self.wards.add(pid, &pidfd, Told::Now(Care::End(grace)));
-                    }
+                    self.add_ward(pid, grace, &received.descriptors);
                     continue;
                 }
                 Err(_) => continue,
@@ -142,16 +144,41 @@ impl Zygote {
         }
     }
 
-    fn reply(&self, id: u64, made: Result<u32, i32>, pidfd: Option<&OwnedFd>) {
+    fn add_ward(&mut self, pid: u32, grace: Option<Duration>, descriptors: &[Option<OwnedFd>]) {
+        if let [Some(pidfd), ..] = descriptors {
+            self.wards.add(pid, pidfd, Told::Now(Care::End(grace)));
+        }
+    }
+
+    /// The parent is gone. What it has entrusted to us with its last words may not have been heard yet: of its end we learn
+    /// before, by its pidfd, or because it has not read all that we have said (ECONNRESET, given once).
+    fn mourn(&mut self) -> ! {
+        let mut buffer = [0; BUFFER];
+        // Bounded, for a copy of the parent may send what it likes; more than this the line does not hold.
+        for _ in 0..MOST_QUEUED {
+            match sys::io::receive_with(&self.line, &mut buffer) {
+                Ok(received) if received.count > 0 => {
+                    if let Ok(Request::Ward { pid, grace }) = codec::decode(&buffer[..received.count]) {
+                        self.add_ward(pid, grace, &received.descriptors);
+                    }
+                }
+                Err(error) if is_end(&error) => {}
+                _ => break,
+            }
+        }
+        self.wards.mourn(&self.ledger)
+    }
+
+    fn reply(&mut self, id: u64, made: Result<u32, i32>, pidfd: Option<&OwnedFd>) {
         self.say(&Reply { id, made }.to_bytes(), pidfd);
     }
 
-    fn say(&self, bytes: &[u8], descriptor: Option<&OwnedFd>) {
+    fn say(&mut self, bytes: &[u8], descriptor: Option<&OwnedFd>) {
         let mut descriptor = descriptor.map(AsFd::as_fd);
         while let Err(error) = sys::io::send_with(&self.line, &[bytes], descriptor.as_slice()) {
             match error.kind() {
                 io::ErrorKind::WouldBlock => self.wait(true),
-                _ if is_end(&error) => self.wards.mourn(&self.ledger),
+                _ if is_end(&error) => self.mourn(),
                 // Too many descriptors are on their way (ETOOMANYREFS), say. The parent finds the child by its pid.
                 _ => {
                     descriptor = None;
@@ -162,10 +189,10 @@ impl Zygote {
     }
 
     /// Until the line can be read or written; does not come back once the parent is gone.
-    fn wait(&self, writes: bool) {
+    fn wait(&mut self, writes: bool) {
         let ready = sys::io::wait_any(&[self.line.as_fd(), self.parent.as_fd()], writes, None);
         if ready[1] {
-            self.wards.mourn(&self.ledger);
+            self.mourn();
         }
     }
 }
