@@ -188,6 +188,31 @@ impl<R> Offspring<R> {
         self.wait_at_most(None)?.ok_or_else(|| self.taken())
     }
 
+    /// Waits for the result alone, and gives it as soon as it is home. The child's end (its exit handlers, the kernel's taking
+    /// down of its memory) is seen to in the background, and killed after the shutdown timeout if it does not come.
+    ///
+    /// For a small unit that is about a third of the time that [`wait`](Self::wait) takes. If there is no result, it waits for
+    /// the end, which is where the reason comes from.
+    ///
+    /// ```
+    /// let unit = offspring::spawn(20, |n: u64| (1..=n).product::<u64>())?;
+    /// assert_eq!(unit.result()?, 2_432_902_008_176_640_000);
+    /// # Ok::<(), offspring::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn result(mut self) -> Result<R, Error> {
+        self.release_pipes();
+        let process = self.checked()?;
+        self.may_block(&process)?;
+        process.0.wait_outcome();
+        match process.0.take_value() {
+            Some(bytes) => self.decoded(&bytes),
+            None => self.wait(),
+        }
+    }
+
     /// As [`wait`](Self::wait), but for so long at most; `None` if the child goes on. The result is given once.
     ///
     /// # Errors
@@ -299,6 +324,21 @@ impl<R> Offspring<R> {
         Some(result.map(Some))
     }
 
+    fn decoded(&self, bytes: &[u8]) -> Result<R, Error> {
+        let decode = std::panic::AssertUnwindSafe(|| (self.decode)(bytes));
+        match std::panic::catch_unwind(decode) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => {
+                let what = format!("its result could not be decoded in the parent: {error}");
+                Err(self.error(ErrorKind::Decode, &what).with_source(error))
+            }
+            Err(_) => Err(self.error(
+                ErrorKind::Decode,
+                "its result could not be decoded in the parent: its Deserialize panicked",
+            )),
+        }
+    }
+
     fn judge(&self, verdict: Verdict, death: Death) -> Result<R, Error> {
         let how = if pidfd::is_lost(death.status) {
             "its exit status was taken by another waiter".to_owned()
@@ -306,20 +346,7 @@ impl<R> Offspring<R> {
             format!("{}", death.status)
         };
         let error = match verdict {
-            Verdict::Value(bytes) => {
-                let decode = std::panic::AssertUnwindSafe(|| (self.decode)(&bytes));
-                return match std::panic::catch_unwind(decode) {
-                    Ok(Ok(value)) => Ok(value),
-                    Ok(Err(error)) => {
-                        let what = format!("its result could not be decoded in the parent: {error}");
-                        Err(self.error(ErrorKind::Decode, &what).with_source(error))
-                    }
-                    Err(_) => Err(self.error(
-                        ErrorKind::Decode,
-                        "its result could not be decoded in the parent: its Deserialize panicked",
-                    )),
-                };
-            }
+            Verdict::Value(bytes) => return self.decoded(&bytes),
             Verdict::Panicked(panic) => {
                 let place = match (&panic.file, panic.line) {
                     (Some(file), Some(line)) => format!(" at {file}:{line}"),

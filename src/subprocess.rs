@@ -85,6 +85,31 @@ pub trait Subprocess: Serialize + DeserializeOwned + 'static {
     fn spawn(self) -> Result<Offspring<Self::Output>, Error> {
         Offspring::builder(self).spawn()
     }
+
+    /// Runs the unit, and gives its result as soon as it is home: [`spawn`](Self::spawn) and
+    /// [`result`](Offspring::result) in one. Runs in the parent, and blocks.
+    ///
+    /// # Errors
+    /// As these.
+    ///
+    /// ```
+    /// # use offspring::Subprocess;
+    /// # use serde::{Deserialize, Serialize};
+    /// #[derive(Serialize, Deserialize)]
+    /// struct Length(String);
+    ///
+    /// impl Subprocess for Length {
+    ///     type Output = usize;
+    ///     fn run(self) -> usize {
+    ///         self.0.len()
+    ///     }
+    /// }
+    /// assert_eq!(Length("four".into()).call()?, 4);
+    /// # Ok::<(), offspring::Error>(())
+    /// ```
+    fn call(self) -> Result<Self::Output, Error> {
+        self.spawn()?.result()
+    }
 }
 
 /// A unit of work that runs in a loop, in a child process, until it breaks or is told to stop.

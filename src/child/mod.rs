@@ -8,7 +8,7 @@ use std::io;
 
 use crate::hook::step;
 use crate::sys;
-use crate::sys::image::Entry;
+use crate::sys::image::{Entry, Exit};
 use crate::sys::io::{AsFd, BorrowedFd, MOST, OwnedFd};
 use crate::sys::signals::Forgetting;
 use crate::wire::codec;
@@ -35,14 +35,35 @@ pub(crate) fn executed(claim: Claim) -> ! {
 }
 
 /// A child that was cloned: its context comes along its line, at once, or after a while if it is a spare. `parent`: a pidfd.
-pub(crate) fn cloned(claim: Claim, parent: OwnedFd, spare: bool) -> ! {
+pub(crate) fn cloned(claim: Claim, parent: OwnedFd, spare: Option<Spare<'_>>) -> ! {
     step("child", "boot");
-    if spare {
-        sys::lifecycle::set_name("offspring-spare");
-        rehearse();
+    let is_spare = spare.is_some();
+    if let Some(spare) = spare {
+        spare.set_up();
     }
-    let ear = if spare { Forgetting::new() } else { None };
-    main(claim, Some(Maker { parent, spare, ear }))
+    let ear = is_spare.then(Forgetting::new).flatten();
+    main(claim, Some(Maker { parent, spare: is_spare, ear }))
+}
+
+/// What a spare is told by its maker.
+pub(crate) struct Spare<'a> {
+    /// Where it is to wait, if not where it is.
+    pub(crate) directory: Option<OwnedFd>,
+    /// What it may have to run.
+    pub(crate) entry: u64,
+    pub(crate) exit: &'a Exit,
+}
+
+impl Spare<'_> {
+    fn set_up(self) {
+        if self.directory.is_some_and(|directory| sys::lifecycle::go_to(&directory).is_err()) {
+            // Our parent takes us to be there.
+            sys::lifecycle::exit_now(0);
+        }
+        sys::lifecycle::set_name("offspring-spare");
+        rehearse(self.entry);
+        self.exit.rehearse();
+    }
 }
 
 /// What a child that was cloned has from its maker.
@@ -57,7 +78,11 @@ struct Maker {
 
 /// Goes once through what lies between a unit's arrival and its first line, so that the pages which that takes are there
 /// when it comes.
-fn rehearse() {
+fn rehearse(entry: u64) {
+    /// Of stack and of heap: what a small unit takes.
+    const SOME: usize = 16 << 10;
+    std::hint::black_box([1_u8; SOME]);
+    std::hint::black_box(vec![1_u8; SOME]);
     let start = Start {
         nonce: 0,
         parent: 0,
@@ -74,14 +99,17 @@ fn rehearse() {
     while let Ok(Some(frame)) = decoder.next(&mut input) {
         std::hint::black_box(codec::decode::<Start>(&frame.body).is_ok());
     }
-    std::hint::black_box(Entry::at(u64::MAX).is_none());
-    sys::image::rehearse_exit();
+    std::hint::black_box((start.name.rsplit("::").next(), std::time::Instant::now()));
+    if let Some(entry) = Entry::at(entry) {
+        entry.rehearse();
+    }
 }
 
 /// Receives the unit, sets the process up as `main` would find it, runs the unit, ends.
 fn main(claim: Claim, maker: Option<Maker>) -> ! {
     // 1. The line, and on it the terms.
     let mut line = Line::new(sys::io::take_line());
+    sys::signals::prepare_guard();
     let Some(Received { start, unit, descriptors }) = receive(&line, &claim, maker.as_ref()) else {
         // The parent has gone, or this is not its line: there is nobody to tell.
         sys::lifecycle::exit_now(0)
@@ -102,8 +130,11 @@ fn main(claim: Claim, maker: Option<Maker>) -> ! {
         if sys::signals::orphaned(start.parent as i32) {
             sys::lifecycle::exit_now(0);
         }
-    } else if sys::signals::given_up() {
-        sys::lifecycle::exit_now(0);
+    } else {
+        sys::signals::dismiss_guard();
+        if sys::signals::given_up() {
+            sys::lifecycle::exit_now(0);
+        }
     }
     // 5. The unit. What it does with signals is its own affair from here on; a loop sets its handlers first.
     step("child", "setup");
@@ -197,12 +228,17 @@ fn receive(line: &Line, claim: &Claim, maker: Option<&Maker>) -> Option<Received
 fn enter(context: Context, descriptors: [Option<OwnedFd>; MOST]) -> Result<(), (&'static str, io::Error)> {
     let missing = |what| (what, io::Error::other("its descriptor was lost: too many open files"));
     let mut descriptors = descriptors.into_iter().flatten();
-    let directory = descriptors.next().ok_or(missing("current directory"))?;
+    let directory = match context.directory {
+        true => Some(descriptors.next().ok_or(missing("current directory"))?),
+        false => None,
+    };
     for stream in (0..3).filter(|stream| context.streams[*stream as usize]) {
         let file = descriptors.next().ok_or(missing("standard streams"))?;
         sys::io::set_standard(stream, &file).map_err(|error| ("standard streams", error))?;
     }
-    sys::lifecycle::go_to(&directory).map_err(|error| ("current directory", error))?;
+    if let Some(directory) = directory {
+        sys::lifecycle::go_to(&directory).map_err(|error| ("current directory", error))?;
+    }
     if let Some(mask) = context.umask {
         sys::lifecycle::set_umask(mask);
     }

@@ -10,7 +10,7 @@ use super::parking::care;
 use super::unit::{Birth, Unit};
 use super::zygote::{Absent, Zygote};
 use crate::hook;
-use crate::sys::io::{self as sysio, AsFd, BorrowedFd, OwnedFd};
+use crate::sys::io::{self as sysio, AsFd, BorrowedFd, OwnedFd, Place};
 use crate::sys::{environment, rights};
 use crate::wire::message::{Context, Request, Wanted};
 
@@ -58,14 +58,15 @@ fn give(
     }
     loop {
         let spare = match hook::forced() {
-            Some(Launcher::Spare) => runtime.parking.wait(runtime, zygote, deadline),
-            _ => runtime.parking.take(runtime, zygote),
+            Some(Launcher::Spare) => runtime.parking.wait(runtime, zygote, launch.entry, deadline),
+            _ => runtime.parking.take(runtime, zygote, launch.entry),
         };
         let Some(spare) = spare else { return Ok(None) };
         zygote.note(spare.slot.number, care(launch.terms.terminate, launch.terms.grace));
+        let place = spare.place;
         let unit = Unit::of_spare(launch, spare);
         runtime.expect(&unit, || true);
-        match tell(launch, zygote, &unit) {
+        match tell(launch, zygote, &unit, place) {
             Ok(()) => {
                 unit.on_taken();
                 // It may have been replaced meanwhile, and the next not have been told of this one.
@@ -108,6 +109,7 @@ fn ask(launch: &Launch<'_>, zygote: &Arc<Zygote>, deadline: Option<Instant>) -> 
         id: unit.id,
         guard: launch.guard(),
         slot: None,
+        entry: launch.entry,
         wish: hook::wish(&launch.order.settings.environment),
     });
     let asked = Instant::now();
@@ -124,7 +126,7 @@ fn ask(launch: &Launch<'_>, zygote: &Arc<Zygote>, deadline: Option<Instant>) -> 
         return Ok(Asked::Gone);
     }
     // While it is being made: what it is to run, and in what surroundings.
-    match tell(launch, zygote, &unit) {
+    match tell(launch, zygote, &unit, None) {
         Ok(()) => {}
         // Nobody has its end of the line any more: the reaper will say why.
         Err(Untold::Refused(_, error)) if is_gone(&error) => {}
@@ -164,25 +166,30 @@ enum Untold {
     Refused(&'static str, io::Error),
 }
 
-/// Sends the child its unit, and what it is to have otherwise than the zygote.
-fn tell(launch: &Launch<'_>, zygote: &Zygote, unit: &Arc<Unit>) -> Result<(), Untold> {
+/// Sends the child its unit, and what it is to have otherwise than the zygote. `place`: where it is already.
+fn tell(launch: &Launch<'_>, zygote: &Zygote, unit: &Arc<Unit>, place: Option<Place>) -> Result<(), Untold> {
     let settings = &launch.order.settings;
-    let directory = sysio::directory(settings.current_dir.as_deref()).map_err(|error| {
-        // The own directory may be one to stay in but not to go to.
-        let untold = if settings.current_dir.is_some() { Untold::Failed } else { Untold::Refused };
-        untold("current directory", error)
-    })?;
+    let is_there = settings.current_dir.is_none() && place.is_some() && place == sysio::place(None);
+    let open = || {
+        sysio::directory(settings.current_dir.as_deref()).map_err(|error| {
+            // The own directory may be one to stay in but not to go to.
+            let untold = if settings.current_dir.is_some() { Untold::Failed } else { Untold::Refused };
+            untold("current directory", error)
+        })
+    };
+    let directory = if is_there { None } else { Some(open()?) };
     let environment = launch.environment();
     let environment =
         (environment != zygote.environment).then(|| environment::block(&environment)).transpose();
     let environment = environment.map_err(|error| Untold::Failed("environment", error))?;
     let streams = streams(launch, zygote);
     let Streams { files, differ } = streams.map_err(|error| Untold::Refused("standard streams", error))?;
-    let context = Context { environment, umask: settings.umask, streams: differ };
+    let context =
+        Context { directory: directory.is_some(), environment, umask: settings.umask, streams: differ };
     let messages = launch.messages(zygote.nonce, Some(context));
     let (start, header) = messages.map_err(|error| Untold::Failed("its terms", error))?;
     let descriptors: Vec<BorrowedFd<'_>> =
-        std::iter::once(directory.as_fd()).chain(files.iter().flatten().map(File::as_fd)).collect();
+        directory.iter().map(AsFd::as_fd).chain(files.iter().flatten().map(File::as_fd)).collect();
     let told = unit.tell([&start, &header, &launch.order.bytes], &descriptors);
     told.map_err(|error| Untold::Refused("sending its context", error))
 }
@@ -221,13 +228,16 @@ struct Streams<'a> {
 fn streams<'a>(launch: &'a Launch<'_>, zygote: &Zygote) -> io::Result<Streams<'a>> {
     let mut files = [const { None }; 3];
     for ((number, file), wanted) in (0..).zip(&mut files).zip(&launch.streams) {
-        *file = match (wanted, sysio::standard(number), &zygote.streams[number as usize]) {
-            (Some(wanted), ..) => Some(File::Borrowed(wanted.as_fd())),
-            (None, Some(own), Some(theirs)) if sysio::is_same_file(own, theirs) => None,
-            (None, Some(own), _) => Some(File::Borrowed(own)),
-            // Closed, and so it was: both have /dev/null there.
-            (None, None, None) => None,
-            (None, None, Some(_)) => Some(File::Null(sysio::null()?)),
+        let theirs = &zygote.streams[number as usize];
+        *file = match wanted {
+            Some(wanted) => Some(File::Borrowed(wanted.as_fd())),
+            None if theirs.as_ref().is_some_and(|theirs| sysio::is_stream(number, theirs)) => None,
+            None => match (sysio::standard(number), theirs) {
+                (Some(own), _) => Some(File::Borrowed(own)),
+                // Closed, and so it was: both have /dev/null there.
+                (None, None) => None,
+                (None, Some(_)) => Some(File::Null(sysio::null()?)),
+            },
         };
     }
     let differ = files.each_ref().map(Option::is_some);

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::sys::io::{self as sysio, BorrowedFd, OwnedFd};
+use crate::sys::io::{self as sysio, BorrowedFd, OwnedFd, Poller};
 use crate::wire::frame::Decoder;
 
 pub(crate) struct Line {
@@ -13,19 +13,12 @@ pub(crate) struct Line {
     /// What has not been sent yet, and how much of it has.
     unsent: Vec<Vec<u8>>,
     sent: usize,
-    /// What it is watched for.
-    pub(crate) interest: Interest,
+    /// Whether the reaper watches it; within, whether for room to send as well.
+    watched: Option<bool>,
     /// The child has been sent all that there is for it, or the rest is in `unsent`.
     told: bool,
     /// The other end was closed before all had been received there.
     reset: bool,
-}
-
-/// What the reaper watches a line for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Interest {
-    Reads,
-    ReadsAndWrites,
 }
 
 /// What was heard.
@@ -36,14 +29,13 @@ pub(crate) enum Piece {
         count: usize,
         more: bool,
     },
-    /// It has ended; this was its descriptor.
-    End(Arc<OwnedFd>),
+    End,
 }
 
 impl Line {
     pub(crate) fn new(fd: Arc<OwnedFd>) -> Self {
-        let (decoder, interest) = (Decoder::default(), Interest::Reads);
-        Self { fd: Some(fd), decoder, unsent: Vec::new(), sent: 0, interest, told: false, reset: false }
+        let decoder = Decoder::default();
+        Self { fd: Some(fd), decoder, unsent: Vec::new(), sent: 0, watched: None, told: false, reset: false }
     }
 
     /// Sends what fits; whether that was all. What is left is kept.
@@ -57,9 +49,6 @@ impl Line {
             if !rest.is_empty() {
                 self.unsent.push(rest.to_owned());
             }
-        }
-        if !self.unsent.is_empty() {
-            self.interest = Interest::ReadsAndWrites;
         }
         self.told = true;
         Ok(self.unsent.is_empty())
@@ -89,13 +78,41 @@ impl Line {
             && self.fd.as_ref().is_none_or(sysio::is_all_received)
     }
 
-    /// What it is to be watched for from now on, if that is something else.
-    pub(crate) fn changed_interest(&mut self) -> Option<Interest> {
-        if self.fd.is_none() || !self.unsent.is_empty() || self.interest == Interest::Reads {
-            return None;
+    /// Whether there is something left to be sent.
+    pub(crate) fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    /// Has the reaper watch it from now on for what there is to do.
+    pub(crate) fn watch(&mut self, poller: &Poller, token: u64) -> io::Result<()> {
+        let writes = self.has_unsent();
+        match (&self.fd, self.watched) {
+            (Some(fd), None) => poller.add(fd, token, writes)?,
+            (Some(fd), Some(before)) if before != writes => poller.modify(fd, token, writes),
+            _ => return Ok(()),
         }
-        self.interest = Interest::Reads;
-        Some(self.interest)
+        self.watched = Some(writes);
+        Ok(())
+    }
+
+    /// Has the reaper watch it no more.
+    pub(crate) fn unwatch(&mut self, poller: &Poller) {
+        if let (Some(fd), Some(_)) = (&self.fd, self.watched.take()) {
+            poller.remove(fd);
+        }
+    }
+
+    /// Whether the reaper watches it.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watched.is_some()
+    }
+
+    /// Closes it.
+    pub(crate) fn close(&mut self, poller: Option<&Poller>) {
+        if let Some(poller) = poller {
+            self.unwatch(poller);
+        }
+        self.fd = None;
     }
 
     /// Receives a piece of what is there.
@@ -108,7 +125,7 @@ impl Line {
             other => {
                 // It died with something of ours unread. All it said has been heard.
                 self.reset |= other.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset);
-                self.fd.take().map_or(Piece::Nothing, Piece::End)
+                Piece::End
             }
         }
     }

@@ -8,12 +8,12 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::reaper::{self, EXIT, LINE};
+use super::reaper::{self, EXIT};
 use super::runtime::Runtime;
 use super::spares::{Supply, Wish};
 use super::unit::lock;
 use super::zygote::Zygote;
-use crate::sys::io::{self as sysio, OwnedFd};
+use crate::sys::io::{self as sysio, AsFd, OwnedFd, Place};
 use crate::sys::ledger::{Care, SLOTS};
 use crate::sys::{pidfd, signals};
 use crate::wire::message::{Request, Wanted};
@@ -37,6 +37,8 @@ pub(crate) struct Spare {
     pub(crate) child: (u32, OwnedFd),
     pub(crate) line: OwnedFd,
     pub(crate) slot: Slot,
+    /// Where it waits.
+    pub(crate) place: Option<Place>,
 }
 
 /// What has become of one so far.
@@ -44,6 +46,7 @@ enum Parked {
     Asked {
         line: OwnedFd,
         slot: Slot,
+        place: Option<Place>,
     },
     Ready(Spare),
     /// Asked for, and not wanted any more before it was there.
@@ -63,18 +66,30 @@ struct All {
     spares: BTreeMap<u64, Parked>,
     supply: Supply,
     closed: bool,
+    /// What was started last: the next is likely to be the same.
+    entry: u64,
+}
+
+impl All {
+    /// How many there are, or will be.
+    fn count(&self) -> usize {
+        let is_one = |parked: &&Parked| matches!(parked, Parked::Asked { .. } | Parked::Ready(_));
+        self.spares.values().filter(is_one).count()
+    }
 }
 
 impl Parking {
     /// Takes a spare of that zygote's, for a start.
-    pub(super) fn take(&self, runtime: &Runtime, zygote: &Arc<Zygote>) -> Option<Spare> {
+    pub(super) fn take(&self, runtime: &Runtime, zygote: &Arc<Zygote>, entry: u64) -> Option<Spare> {
         let mut all = lock(&self.all);
+        all.entry = entry;
         let is_ready = |(id, parked): (&u64, &Parked)| match parked {
             Parked::Ready(spare) if Arc::ptr_eq(&spare.slot.slots, &zygote.slots) => Some(*id),
             _ => None,
         };
         let found = all.spares.iter().find_map(is_ready);
-        all.supply.on_start(found.is_some(), Instant::now());
+        let coming = all.spares.values().any(|parked| matches!(parked, Parked::Asked { .. }));
+        all.supply.on_start(found.is_some(), coming, Instant::now());
         let Some(Parked::Ready(spare)) = all.spares.remove(&found?) else { return None };
         let was_last = !all.spares.values().any(|parked| matches!(parked, Parked::Ready(_)));
         drop(all);
@@ -90,14 +105,15 @@ impl Parking {
         &self,
         runtime: &Runtime,
         zygote: &Arc<Zygote>,
+        entry: u64,
         deadline: Option<Instant>,
     ) -> Option<Spare> {
         loop {
-            if let Some(spare) = self.take(runtime, zygote) {
+            if let Some(spare) = self.take(runtime, zygote, entry) {
                 return Some(spare);
             }
             let mut all = lock(&self.all);
-            all.supply.on_end(Instant::now());
+            all.supply.on_end(0, Instant::now());
             runtime.poller.ring();
             let left = deadline?.checked_duration_since(Instant::now())?.min(super::zygote::PATIENCE);
             if !zygote.is_alive() {
@@ -107,22 +123,30 @@ impl Parking {
         }
     }
 
-    /// For the reaper: a unit has ended.
-    pub(super) fn on_end(&self) {
-        lock(&self.all).supply.on_end(Instant::now());
+    /// A unit has ended.
+    pub(super) fn on_end(&self, runtime: &Runtime) {
+        let is_low = {
+            let mut all = lock(&self.all);
+            let there = all.count();
+            all.supply.on_end(there, Instant::now())
+        };
+        // (The reaper looks by itself.)
+        if is_low && !reaper::is_this_thread_of(runtime) {
+            runtime.poller.ring();
+        }
     }
 
-    /// For the reaper: until when it may sleep.
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        lock(&self.all).supply.deadline()
+    /// For the reaper: until when it may sleep; and whether starts are to be expected.
+    pub(super) fn deadline(&self) -> (Option<Instant>, bool) {
+        let all = lock(&self.all);
+        (all.supply.deadline(), all.supply.is_busy())
     }
 
     /// For the reaper: does what is due. `is_alone`: whether no unit lives.
     pub(super) fn tend(&self, runtime: &Runtime, is_alone: bool) {
         let wish = {
             let mut all = lock(&self.all);
-            let is_one = |parked: &&Parked| matches!(parked, Parked::Asked { .. } | Parked::Ready(_));
-            let there = all.spares.values().filter(is_one).count();
+            let there = all.count();
             all.supply.due(there, is_alone, Instant::now())
         };
         match (wish, runtime.zygotes.current()) {
@@ -134,7 +158,7 @@ impl Parking {
                     }
                 }
             }
-            (Wish::GiveBack, _) => self.give_back(runtime),
+            (Wish::GiveBack, _) => self.give_back(),
             (Wish::Retire, Some(zygote)) => zygote.kill(),
             _ => {}
         }
@@ -143,14 +167,18 @@ impl Parking {
     fn ask(&self, runtime: &Runtime, zygote: &Arc<Zygote>) -> io::Result<()> {
         let slot = zygote.take_slot().ok_or(io::ErrorKind::OutOfMemory)?;
         let (line, theirs) = sysio::line()?;
+        // It waits where it is likely to be wanted. If it cannot go there, the start will say so.
+        let directory = sysio::directory(None).ok();
+        let place = directory.as_ref().and_then(|directory| sysio::place(Some(directory)));
         let id = runtime.next_id();
         let mut all = lock(&self.all);
         if all.closed {
             return Ok(());
         }
-        let wanted = Wanted { id, guard: None, slot: Some(slot.number), wish: None };
-        zygote.try_request(&Request::Child(wanted), &theirs)?;
-        all.spares.insert(id, Parked::Asked { line, slot });
+        let wanted = Wanted { id, guard: None, slot: Some(slot.number), entry: all.entry, wish: None };
+        let with: Vec<_> = [theirs.as_fd()].into_iter().chain(directory.iter().map(AsFd::as_fd)).collect();
+        zygote.try_request(&Request::Child(wanted), &with)?;
+        all.spares.insert(id, Parked::Asked { line, slot, place });
         Ok(())
     }
 
@@ -164,10 +192,8 @@ impl Parking {
             return;
         }
         let parked = match parked {
-            Parked::Asked { line, slot }
-                if runtime.poller.add(&line, reaper::token(id, LINE), false).is_ok() =>
-            {
-                Parked::Ready(Spare { id, child: (pid, pidfd), line, slot })
+            Parked::Asked { line, slot, place } => {
+                Parked::Ready(Spare { id, child: (pid, pidfd), line, slot, place })
             }
             _ => {
                 let _ = pidfd::send_signal(&pidfd, signals::KILL);
@@ -183,17 +209,11 @@ impl Parking {
     pub(super) fn on_event(&self, runtime: &Runtime, id: u64, what: u64) {
         let mut all = lock(&self.all);
         match all.spares.get(&id) {
-            // Nothing is to be heard from one that waits. It has ended; or it is being taken, and then it is not here.
-            Some(Parked::Ready(spare)) if what == LINE => {
-                runtime.poller.remove(&spare.line);
-                let _ = pidfd::send_signal(&spare.child.1, signals::KILL);
-            }
             Some(Parked::Ready(Spare { child: (_, pidfd), .. }) | Parked::Ending(pidfd))
                 if what == EXIT && pidfd::reap(pidfd).is_some() =>
             {
                 runtime.poller.remove(pidfd);
-                if let Some(Parked::Ready(spare)) = all.spares.remove(&id) {
-                    runtime.poller.remove(&spare.line);
+                if let Some(Parked::Ready(_)) = all.spares.remove(&id) {
                     all.supply.on_loss(Instant::now());
                 }
             }
@@ -202,13 +222,11 @@ impl Parking {
     }
 
     /// Ends all that are there.
-    pub(super) fn give_back(&self, runtime: &Runtime) {
+    pub(super) fn give_back(&self) {
         let mut all = lock(&self.all);
         for parked in all.spares.values_mut() {
             *parked = match std::mem::replace(parked, Parked::Unwanted) {
-                Parked::Ready(Spare { child: (_, pidfd), line, .. }) => {
-                    // A copy of this process may hold it open, and then it would be reported for ever.
-                    runtime.poller.remove(&line);
+                Parked::Ready(Spare { child: (_, pidfd), .. }) => {
                     let _ = pidfd::send_signal(&pidfd, signals::KILL);
                     Parked::Ending(pidfd)
                 }
@@ -219,15 +237,15 @@ impl Parking {
     }
 
     /// For the reaper: nobody will take one any more.
-    pub(super) fn close(&self, runtime: &Runtime) {
+    pub(super) fn close(&self) {
         lock(&self.all).closed = true;
-        self.give_back(runtime);
+        self.give_back();
     }
 
     /// For the reaper, after the zygote's death, when it has been heard to its end: those that it was asked for and did
     /// not speak of, and the child that it had made of one.
     pub(super) fn bereave(&self, runtime: &Runtime, zygote: &Zygote) {
-        self.give_back(runtime);
+        self.give_back();
         let unheard: Vec<u64> = {
             let all = lock(&self.all);
             let unheard = all.spares.iter().filter(|(_, parked)| matches!(parked, Parked::Unwanted));

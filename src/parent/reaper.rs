@@ -53,7 +53,7 @@ pub(crate) fn work(runtime: &Runtime) {
     while let Some(pause) = runtime.pause() {
         runtime.zygotes.make_if_wanted(runtime);
         if runtime.is_all_but_closed() {
-            runtime.parking.close(runtime);
+            runtime.parking.close();
             if let Some(zygote) = runtime.zygotes.current() {
                 zygote.kill();
             }
@@ -79,7 +79,7 @@ pub(crate) fn work(runtime: &Runtime) {
             }
         }
         for unit in runtime.due() {
-            unit.on_time();
+            unit.on_time(&mut buffer);
         }
         runtime.parking.tend(runtime, runtime.is_alone());
     }
@@ -104,14 +104,9 @@ fn on_event(runtime: &Runtime, event: u64, buffer: &mut [u8]) {
         return runtime.parking.on_event(runtime, event >> 2, event & 3);
     };
     match event & 3 {
-        LINE => {
-            if let Some(interest) = unit.on_line(buffer) {
-                unit.with_line(|line, _| runtime.watch_line(unit.id, line, interest));
-            }
-        }
-        EXIT if unit.on_exit(buffer) => {
-            runtime.strike(&unit);
-            runtime.parking.on_end();
+        LINE => unit.on_line(buffer),
+        EXIT => {
+            runtime.on_exit(&unit, buffer);
         }
         SINK => runtime.on_sink(unit.id),
         _ => {}

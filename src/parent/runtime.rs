@@ -11,11 +11,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use super::line::Interest;
 use super::parking::Parking;
 use super::reaper;
 use super::shutdown::Why;
-use super::unit::{Unit, lock};
+use super::unit::{Gone, Unit, YOUNG, lock};
 use super::zygote::{Zygote, Zygotes};
 use crate::sys::io::{AsFd, OwnedFd, Poller};
 use crate::sys::{lifecycle, signals};
@@ -189,6 +188,10 @@ impl Runtime {
             units.sort_by_key(|unit| std::cmp::Reverse(unit.began()));
             units
         };
+        for unit in units.iter().filter(|unit| unit.is_born()) {
+            // Whoever waits for it may not be able to see to its end: it may be our caller, in a signal handler.
+            self.poller.modify(unit.pidfd(), reaper::token(unit.id, reaper::EXIT), false);
+        }
         for unit in units {
             unit.ask_to_end(why);
         }
@@ -218,16 +221,26 @@ impl Runtime {
 
     /// Watches a child from now on, one that is in the table already: the reaper looks up there whom an event is about.
     pub(crate) fn watch(&self, unit: &Unit, pidfd: &OwnedFd) -> io::Result<()> {
-        self.poller.add(pidfd, reaper::token(unit.id, reaper::EXIT), false)?;
-        let line = unit.with_line(|line, interest| {
-            self.poller.add(line, reaper::token(unit.id, reaper::LINE), interest == Interest::ReadsAndWrites)
-        });
-        line.unwrap_or(Ok(())).inspect_err(|_| self.poller.remove(pidfd))
+        self.poller.add(pidfd, reaper::token(unit.id, reaper::EXIT), false)
     }
 
-    /// Watches a line that is watched already for something else.
-    pub(crate) fn watch_line(&self, id: u64, line: &OwnedFd, interest: Interest) {
-        self.poller.modify(line, reaper::token(id, reaper::LINE), interest == Interest::ReadsAndWrites);
+    /// A child is said to have ended: sees to that, if it is true, and whether it is.
+    pub(crate) fn on_exit(&self, unit: &Arc<Unit>, buffer: &mut [u8]) -> bool {
+        // Before it is reaped, for that is an event as well.
+        self.poller.remove(unit.pidfd());
+        match unit.on_exit(buffer) {
+            Gone::Alive => {
+                // Just removed, so there is room for it.
+                let _ = self.watch(unit, unit.pidfd());
+                return false;
+            }
+            Gone::Before => {}
+            Gone::Now => {
+                self.strike(unit);
+                self.parking.on_end(self);
+            }
+        }
+        true
     }
 
     /// Watches a zygote from now on.
@@ -271,15 +284,16 @@ impl Runtime {
 
     /// Strikes a child that was reaped off the table.
     pub(crate) fn strike(&self, unit: &Unit) {
-        if unit.is_born() {
-            self.poller.remove(unit.pidfd());
-        }
         self.schedule(unit.id, None);
-        let sinks = {
+        let (sinks, is_closing) = {
             let mut table = lock(&self.table);
             table.units.remove(&unit.id);
-            table.sinks.remove(&unit.id)
+            (table.sinks.remove(&unit.id), table.closing.is_some())
         };
+        if is_closing && !reaper::is_this_thread_of(self) {
+            // It may have been the last.
+            self.poller.ring();
+        }
         for sink in sinks.into_iter().flatten() {
             self.poller.remove(&sink);
         }
@@ -330,25 +344,28 @@ impl Runtime {
         if let Some(old) = old {
             table.deadlines.remove(&(old, id));
         }
-        if let Some(deadline) = deadline {
-            table.deadlines.insert((deadline, id));
-            // The reaper itself looks before it sleeps.
-            if table.sleeps_until.is_none_or(|until| deadline < until) && !reaper::is_this_thread_of(self) {
-                self.poller.ring();
-            }
+        let Some(deadline) = deadline else { return };
+        table.deadlines.insert((deadline, id));
+        let is_earlier = table.sleeps_until.is_none_or(|until| deadline < until);
+        drop(table);
+        // The reaper itself looks before it sleeps.
+        if is_earlier && !reaper::is_this_thread_of(self) {
+            self.poller.ring();
         }
     }
 
     /// For the reaper: how long to sleep, or `None` when all work is done.
     pub(crate) fn pause(&self) -> Option<Option<std::time::Duration>> {
-        let parking = self.parking.deadline();
+        let (parking, is_busy) = self.parking.deadline();
+        // While there are starts it wakes so often that none of them has to wake it for its own first deadline.
+        let tick = is_busy.then(|| Instant::now() + YOUNG);
         let nobody_else = self.zygotes.current().is_none() && self.parking.is_empty();
         let mut table = lock(&self.table);
         if table.closing.is_some() && table.units.is_empty() && table.starting == 0 && nobody_else {
             return None;
         }
         let first = table.deadlines.first().map(|(deadline, _)| *deadline);
-        table.sleeps_until = first.into_iter().chain(parking).min();
+        table.sleeps_until = first.into_iter().chain(parking).chain(tick).min();
         Some(table.sleeps_until.map(|until| until.saturating_duration_since(Instant::now())))
     }
 

@@ -1,12 +1,13 @@
 //! How many spares there are to be, and when they are made and given back. Decides only: the time is told, not asked.
 //!
-//! Few will do: one is made for each that was taken, after the unit has ended, or a little later if it goes on, so that
-//! the making keeps out of the way of what was just started. Who has to start without one shows that there were too few.
+//! Few will do: those that were taken are replaced after a unit has ended, or a little later if it goes on, so that the making
+//! keeps out of the way of what was just started; and at the reaper's leisure, as long as a quarter of them is left. Who has to
+//! start without one shows that there were too few.
 
 use std::time::{Duration, Instant};
 
 /// While there are starts at all.
-const LEAST: usize = 2;
+const LEAST: usize = 8;
 /// However many starts come at once.
 const MOST: usize = 16;
 /// A unit that was just started has this long for itself.
@@ -37,22 +38,24 @@ pub(crate) enum Wish {
 }
 
 impl Supply {
-    /// A unit was started; whether there was a spare for it.
-    pub(crate) fn on_start(&mut self, found: bool, now: Instant) {
-        self.target = self.target.max(LEAST);
-        if !found {
+    /// A unit was started; whether there was a spare for it, and if not, whether some are being made.
+    pub(crate) fn on_start(&mut self, found: bool, coming: bool, now: Instant) {
+        if !found && !coming {
+            // The very first tells nothing.
             self.target = (self.target * 2).min(MOST);
         }
+        self.target = self.target.max(LEAST);
         self.last_start = Some(now);
         self.given_back = false;
         self.refill_at = self.refill_at.or_else(|| now.checked_add(LATER));
     }
 
-    /// A unit has ended.
-    pub(crate) fn on_end(&mut self, now: Instant) {
+    /// A unit has ended, and so many spares are there; whether the reaper is to be woken to make more.
+    pub(crate) fn on_end(&mut self, there: usize, now: Instant) -> bool {
         if self.target > 0 {
             self.refill_at = Some(now);
         }
+        there <= self.target / 4 && self.target > 0
     }
 
     /// A spare has died, and nobody had asked it to. Whatever it is that kills them: not at once again.
@@ -67,6 +70,11 @@ impl Supply {
         let idle = if self.given_back { LONG_IDLE } else { IDLE };
         let idle_at = self.last_start.and_then(|start| start.checked_add(idle));
         self.refill_at.into_iter().chain(idle_at).min()
+    }
+
+    /// Whether more starts are to be expected.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.target > 0
     }
 
     /// What the time asks for; `there`: how many spares there are or have been asked for; `alone`: whether no unit lives.
@@ -104,11 +112,12 @@ mod tests {
         let now = Instant::now();
         let mut supply = Supply::default();
         assert_eq!((supply.deadline(), supply.due(0, true, now)), (None, Wish::Nothing));
-        supply.on_start(true, now);
+        supply.on_start(true, false, now);
         assert_eq!(supply.due(1, true, now), Wish::Nothing);
-        supply.on_end(now + LATER / 2);
+        assert!(!supply.on_end(LEAST - 1, now + LATER / 2));
+        assert!(supply.on_end(LEAST / 4, now + LATER / 2));
         assert_eq!(supply.deadline(), Some(now + LATER / 2));
-        assert_eq!(supply.due(1, true, now + LATER / 2), Wish::Make(1));
+        assert_eq!(supply.due(LEAST / 4, true, now + LATER / 2), Wish::Make(LEAST - LEAST / 4));
         assert_eq!(supply.due(1, true, now + LATER), Wish::Nothing);
     }
 
@@ -118,19 +127,19 @@ mod tests {
         let mut supply = Supply::default();
         supply.on_loss(now);
         assert_eq!(supply.deadline(), None);
-        supply.on_start(true, now);
-        supply.on_end(now);
-        assert_eq!(supply.due(2, true, now), Wish::Nothing);
+        supply.on_start(true, false, now);
+        supply.on_end(LEAST, now);
+        assert_eq!(supply.due(LEAST, true, now), Wish::Nothing);
         supply.on_loss(now);
-        assert_eq!(supply.due(1, true, now), Wish::Nothing);
-        assert_eq!(supply.due(1, true, now + LATER), Wish::Make(1));
+        assert_eq!(supply.due(LEAST - 1, true, now), Wish::Nothing);
+        assert_eq!(supply.due(LEAST - 1, true, now + LATER), Wish::Make(1));
     }
 
     #[test]
     fn a_unit_that_goes_on_is_not_waited_for() {
         let now = Instant::now();
         let mut supply = Supply::default();
-        supply.on_start(true, now);
+        supply.on_start(true, false, now);
         assert_eq!(supply.deadline(), Some(now + LATER));
         assert_eq!(supply.due(0, true, now + LATER), Wish::Make(LEAST));
     }
@@ -139,9 +148,11 @@ mod tests {
     fn who_finds_none_shows_that_there_were_too_few() {
         let now = Instant::now();
         let mut supply = Supply::default();
-        for expected in [4, 8, 16, MOST, MOST] {
-            supply.on_start(false, now);
-            supply.on_end(now);
+        for expected in [LEAST, 16, MOST, MOST] {
+            supply.on_start(false, false, now);
+            supply.on_start(false, true, now);
+            supply.on_start(true, false, now);
+            supply.on_end(0, now);
             assert_eq!(supply.due(0, true, now), Wish::Make(expected));
         }
     }
@@ -150,14 +161,14 @@ mod tests {
     fn who_starts_nothing_any_more_keeps_nothing() {
         let now = Instant::now();
         let mut supply = Supply::default();
-        supply.on_start(false, now);
-        supply.on_end(now);
+        supply.on_start(false, false, now);
+        supply.on_end(0, now);
         supply.due(0, true, now);
         assert_eq!(supply.deadline(), Some(now + IDLE));
-        assert_eq!(supply.due(4, true, now + IDLE - LATER), Wish::Nothing);
-        assert_eq!(supply.due(4, true, now + IDLE), Wish::GiveBack);
+        assert_eq!(supply.due(LEAST, true, now + IDLE - LATER), Wish::Nothing);
+        assert_eq!(supply.due(LEAST, true, now + IDLE), Wish::GiveBack);
         // The end of a unit that was still running brings none back.
-        supply.on_end(now + 2 * IDLE);
+        assert!(!supply.on_end(0, now + 2 * IDLE));
         assert_eq!(supply.due(0, true, now + 2 * IDLE), Wish::Nothing);
         assert_eq!(supply.deadline(), Some(now + LONG_IDLE));
         assert_eq!(supply.due(0, false, now + LONG_IDLE), Wish::Nothing);

@@ -123,6 +123,15 @@ impl Life {
         self.begin(Why::Breach, now)
     }
 
+    /// Its value, if that is its last word and came in time: for whoever does not wait for its end.
+    pub(crate) fn take_value(&mut self) -> Option<Vec<u8>> {
+        let is_late = self.ending.is_some_and(|ending| ending.why == Why::Timeout);
+        match &mut self.outcome {
+            Some(Outcome::Value(bytes)) if !is_late => Some(std::mem::take(bytes)),
+            _ => None,
+        }
+    }
+
     /// Somebody wants it to end. A second wish changes nothing.
     pub(crate) fn ask_to_end(&mut self, why: Why, now: Instant) -> Option<Act> {
         if self.ending.is_some() || !self.terms.terminate && matches!(why, Why::Shutdown | Why::Exit) {

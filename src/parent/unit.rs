@@ -1,22 +1,22 @@
 //! One child as the rest of its parent's process knows it: shared by its handle, its `Process`es and the reaper.
 
+mod hearing;
+mod waiting;
+
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitStatus;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::Waker;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::launcher::Launch;
-use super::line::{Interest, Line, Piece};
+use super::line::Line;
 use super::parking::{Slot, Spare};
 use super::runtime::Runtime;
 use super::shutdown::{Act, Why};
-use super::table::{Life, Outcome, Verdict};
-use crate::sys::io::{BorrowedFd, OwnedFd};
+use super::table::{Life, Verdict};
+use crate::sys::io::OwnedFd;
 use crate::sys::{pidfd, signals};
-use crate::wire::codec;
-use crate::wire::frame::{self, Frame, Kind};
 use crate::wire::message::Guard;
 
 /// Locks, also after a panic elsewhere: nothing in this crate panics while it holds one.
@@ -61,11 +61,30 @@ pub(crate) enum Birth {
     Lost(&'static str, io::Error),
 }
 
+/// What a look at a child that is said to have ended has found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gone {
+    Alive,
+    /// It has been reaped by this look.
+    Now,
+    Before,
+}
+
+/// So long after its start nobody listens to a unit's line, for most units end before: then all is heard at once at the end,
+/// and nobody is woken for less.
+pub(super) const YOUNG: Duration = Duration::from_millis(10);
+
 struct State {
     life: Life,
+    /// When the reaper begins to listen to what it says.
+    listen_at: Option<Instant>,
     birth: Option<Birth>,
     end: Option<End>,
     waker: Option<Waker>,
+    /// How many threads sleep until it changes.
+    sleepers: usize,
+    /// A thread hears itself what it says. Set under the line's lock.
+    attended: bool,
 }
 
 /// How it ended: for the handle to take.
@@ -89,7 +108,7 @@ impl Unit {
 
     /// A child that is there already, and watched.
     pub(crate) fn of_spare(launch: &Launch<'_>, spare: Spare) -> Arc<Self> {
-        let Spare { id, child, line, slot } = spare;
+        let Spare { id, child, line, slot, .. } = spare;
         let unit =
             Self { child: child.into(), slot: Mutex::new(Some(slot)), ..Self::with_id(id, launch, line) };
         Arc::new(unit)
@@ -110,29 +129,18 @@ impl Unit {
             asked_for: false,
             state: Mutex::new(State {
                 life: Life::new(launch.terms, launch.began),
+                listen_at: launch.began.checked_add(YOUNG),
                 birth: None,
                 end: None,
                 waker: None,
+                sleepers: 0,
+                attended: false,
             }),
             changed: Condvar::new(),
             end: Arc::downgrade(&line),
             line: Mutex::new(Line::new(line)),
             slot: Mutex::new(None),
         }
-    }
-
-    /// Sends what fits of what the child is to be told; what is left, the reaper will send.
-    pub(crate) fn tell(&self, parts: [&[u8]; 3], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let mut line = lock(&self.line);
-        let [start, header, unit] = parts;
-        if line.tell([start, header, unit, &frame::header(Kind::Go, 0)], descriptors)? {
-            return Ok(());
-        }
-        // If it is watched already. Else it will be as it is wanted then.
-        if let (Some(fd), Some(runtime)) = (&line.fd, self.runtime.upgrade()) {
-            runtime.watch_line(self.id, fd, line.interest);
-        }
-        Ok(())
     }
 
     /// Whoever asked for it does not want it any more: it is killed, now or when it is made.
@@ -153,10 +161,17 @@ impl Unit {
     /// The child has been made: watches it from now on.
     pub(crate) fn on_birth(self: &Arc<Self>, child: (u32, OwnedFd)) -> io::Result<()> {
         let (_, pidfd) = self.child.get_or_init(|| child);
-        let watched = self.runtime.upgrade().map_or(Ok(()), |runtime| runtime.watch(self, pidfd));
+        let watched = self.runtime.upgrade().map_or(Ok(()), |runtime| {
+            runtime.watch(self, pidfd)?;
+            let mut line = lock(&self.line);
+            if self.awaited || line.has_unsent() { self.listen(&mut line) } else { Ok(()) }
+        });
         if let Err(error) = watched {
             // A child that nobody watches must not be.
             let _ = pidfd::send_signal(pidfd, signals::KILL);
+            if let Some(runtime) = self.runtime.upgrade() {
+                runtime.forget(pidfd);
+            }
             pidfd::reap_blocking(pidfd);
             self.on_no_birth(Birth::Lost(
                 "epoll",
@@ -181,12 +196,6 @@ impl Unit {
     fn settle(&self, birth: Birth) {
         lock(&self.state).birth = Some(birth);
         self.changed.notify_all();
-    }
-
-    /// Waits until it is known what came of it, or the time comes. For the one that asked for it.
-    pub(crate) fn wait_born(&self, deadline: Option<Instant>) -> Option<Birth> {
-        self.wait_for(deadline, |state| state.birth.is_some());
-        lock(&self.state).birth.take()
     }
 
     /// Whether the zygote has been asked for it, and has not answered.
@@ -233,44 +242,6 @@ impl Unit {
         self.is_ours().then(|| end(&lock(&self.state))).flatten()
     }
 
-    /// Waits until it ended, or the time comes; whether it did.
-    pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> bool {
-        self.wait_for(deadline, |state| state.end.is_some())
-    }
-
-    /// Waits until it is about to run or has ended.
-    pub(crate) fn wait_ready(&self) {
-        self.wait_for(None, |state| state.life.is_ready() || state.life.has_outcome() || state.end.is_some());
-    }
-
-    fn wait_for(&self, deadline: Option<Instant>, done: impl Fn(&State) -> bool) -> bool {
-        let mut state = lock(&self.state);
-        while !done(&state) {
-            state = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
-                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(left) if left.is_zero() => return false,
-                Some(left) => {
-                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
-        }
-        true
-    }
-
-    /// Looks at the end, if it has come; else leaves a waker to be called then.
-    pub(crate) fn poll<R>(&self, waker: Option<&Waker>, look: impl FnOnce(&mut End) -> R) -> Option<R> {
-        // The executor's code, which is not to run under our lock: neither to clone a waker nor to drop the one before.
-        let waker = waker.cloned();
-        let mut state = lock(&self.state);
-        if let Some(end) = &mut state.end {
-            return Some(look(end));
-        }
-        let before = if waker.is_some() { std::mem::replace(&mut state.waker, waker) } else { None };
-        drop(state);
-        drop(before);
-        None
-    }
-
     /// Whether it was ready before it ended.
     pub(crate) fn was_ready(&self) -> bool {
         lock(&self.state).life.is_ready()
@@ -296,19 +267,19 @@ impl Unit {
         });
     }
 
-    pub(crate) fn on_time(self: &Arc<Self>) {
+    pub(crate) fn on_time(self: &Arc<Self>, buffer: &mut [u8]) {
+        // What it has said by now was in time.
+        self.on_line(buffer);
         self.look_whether_begun();
-        self.change(|life, now| life.on_time(now));
-    }
-
-    /// A unit that nobody waits for does not say that it is about to run.
-    fn look_whether_begun(self: &Arc<Self>) {
-        if lock(&self.line).has_begun() {
-            self.change(|life, _| {
-                life.on_ready();
-                None
-            });
+        let is_old = {
+            let mut state = lock(&self.state);
+            state.listen_at.take_if(|at| *at <= Instant::now()).is_some()
+        };
+        if is_old && self.listen(&mut lock(&self.line)).is_err() {
+            // The kernel is short of something. Its end will be heard of all the same.
+            lock(&self.state).listen_at = Instant::now().checked_add(Duration::from_secs(1));
         }
+        self.change(|life, now| life.on_time(now));
     }
 
     /// Lets something happen to its life, does what that asks for, and notes the next deadline.
@@ -323,7 +294,7 @@ impl Unit {
         // Under the lock still: of two changes at once, the later one's deadline is to be noted last. (The order of the
         // locks is line, state, table; nobody asks for a unit's under the table's.)
         if let Some(runtime) = self.runtime.upgrade() {
-            runtime.schedule(self.id, state.life.deadline());
+            runtime.schedule(self.id, state.life.deadline().into_iter().chain(state.listen_at).min());
         }
     }
 
@@ -350,148 +321,5 @@ impl Unit {
         if let Some(runtime) = self.runtime.upgrade() {
             runtime.drain(self, pipes);
         }
-    }
-
-    /// Runs `look` on the line's descriptor, while there is one, and what it is to be watched for.
-    pub(crate) fn with_line<R>(&self, look: impl FnOnce(&OwnedFd, Interest) -> R) -> Option<R> {
-        let line = lock(&self.line);
-        line.fd.as_ref().map(|fd| look(fd, line.interest))
-    }
-
-    /// The line is ready: sends what is left to be sent, hears what there is to hear. Gives what it is to be watched for
-    /// from now on, if that is something else.
-    pub(crate) fn on_line(self: &Arc<Self>, buffer: &mut [u8]) -> Option<Interest> {
-        let mut line = lock(&self.line);
-        line.send_left();
-        // Bounded, so that a chatterer does not keep the reaper from the others.
-        self.hear(&mut line, 16, buffer);
-        line.changed_interest()
-    }
-
-    /// Hears what is there, in at most so many pieces. `fd` is `None` after the end.
-    fn hear(self: &Arc<Self>, line: &mut Line, pieces: usize, buffer: &mut [u8]) {
-        for _ in 0..pieces {
-            let (count, more) = match line.receive(buffer) {
-                Piece::Nothing => return,
-                Piece::Some { count, more } => (count, more),
-                Piece::End(fd) => return self.forget_line(&fd),
-            };
-            let mut input = &buffer[..count];
-            while !input.is_empty() {
-                match line.decoder.next(&mut input) {
-                    Ok(Some(frame)) => self.on_frame(frame),
-                    Ok(None) => {}
-                    Err(breach) => {
-                        self.change(|life, now| life.on_breach(breach.to_string(), now));
-                        if let Some(fd) = line.fd.take() {
-                            self.forget_line(&fd);
-                        }
-                        return;
-                    }
-                }
-            }
-            if !more {
-                return;
-            }
-        }
-    }
-
-    fn forget_line(&self, fd: &OwnedFd) {
-        if let Some(runtime) = self.runtime.upgrade() {
-            runtime.forget(fd);
-        }
-    }
-
-    fn on_frame(self: &Arc<Self>, frame: Frame) {
-        let Frame { kind, body } = frame;
-        let garbled = || Some("a message that cannot be read".to_owned());
-        let breach = match kind {
-            Kind::Ready => {
-                self.change(|life, _| {
-                    life.on_ready();
-                    None
-                });
-                // Whoever waits for the end is not to be woken for this.
-                if self.awaited {
-                    self.changed.notify_all();
-                }
-                None
-            }
-            Kind::Value => self.outcome(Outcome::Value(body)),
-            Kind::Note => match codec::decode(&body) {
-                Ok(panic) => {
-                    self.change(|life, _| {
-                        life.on_note(panic);
-                        None
-                    });
-                    None
-                }
-                Err(_) => garbled(),
-            },
-            Kind::Panicked => {
-                codec::decode(&body).map_or_else(|_| garbled(), |p| self.outcome(Outcome::Panicked(p)))
-            }
-            Kind::Failed => {
-                codec::decode(&body).map_or_else(|_| garbled(), |f| self.outcome(Outcome::Failed(f)))
-            }
-            Kind::Start | Kind::Unit | Kind::Go => Some("a message that only parents send".to_owned()),
-        };
-        if let Some(breach) = breach {
-            self.change(|life, now| life.on_breach(breach, now));
-        }
-    }
-
-    fn outcome(self: &Arc<Self>, outcome: Outcome) -> Option<String> {
-        self.change(|life, now| {
-            life.on_outcome(outcome, now);
-            None
-        });
-        if self.awaited {
-            self.changed.notify_all();
-        }
-        None
-    }
-
-    /// It has ended: hears its last words, reaps it, tells everybody. `false` if it lives after all.
-    pub(crate) fn on_exit(self: &Arc<Self>, buffer: &mut [u8]) -> bool {
-        {
-            let mut line = lock(&self.line);
-            // The dead add nothing, so this ends: at the last byte, at its last word, or, where a grandchild holds the
-            // line and goes on talking, after so much.
-            for _ in 0..64 {
-                let before = line.fd.is_some() && !lock(&self.state).life.has_outcome();
-                let more = line.fd.as_ref().is_some_and(|fd| crate::sys::io::is_readable(fd, 0));
-                if !before || !more {
-                    break;
-                }
-                self.hear(&mut line, 16, buffer);
-            }
-        }
-        self.look_whether_begun();
-        let waker = {
-            let mut state = lock(&self.state);
-            if state.end.is_some() {
-                return true;
-            }
-            let Some(status) = pidfd::reap(self.pidfd()) else { return false };
-            let verdict = state.life.on_end(status);
-            state.end = Some(End { status, verdict: Some(verdict) });
-            state.waker.take()
-        };
-        self.changed.notify_all();
-        if let Some(waker) = waker {
-            // The executor's code: it may panic, and nothing of ours is locked.
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
-                // Its destructor is foreign code as well, and may panic in its turn.
-                std::mem::forget(payload);
-            }
-        }
-        // Who waited for it may have to run on our processor. The rest is housekeeping.
-        std::thread::yield_now();
-        drop(lock(&self.slot).take());
-        if let Some(fd) = lock(&self.line).fd.take() {
-            self.forget_line(&fd);
-        }
-        true
     }
 }

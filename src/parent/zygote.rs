@@ -13,7 +13,7 @@ use super::parking::{Slot, Slots};
 use super::runtime::Runtime;
 use super::unit::{Unit, lock};
 use crate::log;
-use crate::sys::io::{self as sysio, AsFd, OwnedFd};
+use crate::sys::io::{self as sysio, AsFd, BorrowedFd, OwnedFd};
 use crate::sys::ledger::{Care, Ledger};
 use crate::sys::rights::Rights;
 use crate::sys::{pidfd, signals, spawn};
@@ -288,10 +288,10 @@ impl Zygote {
         self.ledger.note(slot, care);
     }
 
-    /// Asks for something, if it can be asked at once; with it goes a descriptor.
-    pub(super) fn try_request(&self, request: &Request, with: &OwnedFd) -> io::Result<()> {
+    /// Asks for something, if it can be asked at once; with it go descriptors.
+    pub(super) fn try_request(&self, request: &Request, with: &[BorrowedFd<'_>]) -> io::Result<()> {
         let bytes = codec::encode(request).map_err(io::Error::other)?;
-        sysio::send_with(&self.line, &[&bytes], &[with.as_fd()]).map(drop)
+        sysio::send_with(&self.line, &[&bytes], with).map(drop)
     }
 
     /// Asks it to see to a child that it has not made, should we die. If it cannot hear that now, the child has its own
@@ -300,7 +300,7 @@ impl Zygote {
         if let Some(Guard { grace }) = unit.guard
             && self.has_spoken()
         {
-            let _ = self.try_request(&Request::Ward { pid: unit.pid(), grace }, unit.pidfd());
+            let _ = self.try_request(&Request::Ward { pid: unit.pid(), grace }, &[unit.pidfd().as_fd()]);
         }
     }
 
@@ -313,7 +313,7 @@ impl Zygote {
     ) -> io::Result<()> {
         let asked = Instant::now();
         loop {
-            match self.try_request(request, line) {
+            match self.try_request(request, &[line.as_fd()]) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     // Many have asked, and it has not answered.
                     let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));

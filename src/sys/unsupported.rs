@@ -119,6 +119,8 @@ pub(crate) mod image {
         pub(crate) fn at(_: u64) -> Option<&'static Self> {
             None
         }
+
+        pub(crate) fn rehearse(&self) {}
     }
 
     pub(crate) struct Function<A, R>(pub(crate) fn(A) -> R);
@@ -139,7 +141,15 @@ pub(crate) mod image {
         0
     }
 
-    pub(crate) fn rehearse_exit() {}
+    pub(crate) struct Exit;
+
+    impl Exit {
+        pub(crate) fn find() -> Self {
+            Self
+        }
+
+        pub(crate) fn rehearse(&self) {}
+    }
 }
 
 fn none<T>() -> std::io::Result<T> {
@@ -248,8 +258,15 @@ pub(crate) mod io {
         none()
     }
 
-    pub(crate) fn is_same_file(_: impl AsFd, _: impl AsFd) -> bool {
+    pub(crate) fn is_stream(_: i32, _: &OwnedFd) -> bool {
         false
+    }
+
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    pub(crate) struct Place;
+
+    pub(crate) fn place(_: Option<&OwnedFd>) -> Option<Place> {
+        None
     }
 
     pub(crate) fn directory(_: Option<&std::path::Path>) -> Result<OwnedFd> {
@@ -279,6 +296,8 @@ pub(crate) mod io {
         }
 
         pub(crate) fn modify(&self, _: impl AsFd, _: u64, _: bool) {}
+
+        pub(crate) fn mute(&self, _: impl AsFd, _: u64) {}
 
         pub(crate) fn remove(&self, _: impl AsFd) {}
 
@@ -429,7 +448,11 @@ pub(crate) mod signals {
 
     pub(crate) fn install_guard(_: u32) {}
 
+    pub(crate) fn prepare_guard() {}
+
     pub(crate) fn arm_guard(_: Option<Duration>) {}
+
+    pub(crate) fn dismiss_guard() {}
 
     pub(crate) fn orphaned(_: i32) -> bool {
         false

@@ -29,10 +29,12 @@ pub(crate) struct Start {
 /// What a child is to have of its caller's, in so far as its zygote has it otherwise.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Context {
+    /// Whether a descriptor of its directory comes along. If not, it is there already.
+    pub(crate) directory: bool,
     /// All of it: `NAME=value` each, with a NUL between them.
     pub(crate) environment: Option<Vec<u8>>,
     pub(crate) umask: Option<u32>,
-    /// Which standard streams come along, as descriptors behind that of the current directory.
+    /// Which standard streams come along, as descriptors behind that of the directory.
     pub(crate) streams: [bool; 3],
 }
 
@@ -59,7 +61,7 @@ pub(crate) struct Hello {
 /// To a zygote.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
-    /// A child, please. With it goes the child's end of its line.
+    /// A child, please. With it goes the child's end of its line, and, for a spare, the directory to wait in.
     Child(Wanted),
     /// One that it has not made itself is to be seen to as well. With it goes the child's pidfd.
     Ward { pid: u32, grace: Option<Duration> },
@@ -72,6 +74,8 @@ pub(crate) struct Wanted {
     pub(crate) guard: Option<Guard>,
     /// It is a spare: what is to become of it without its parent will stand there in the ledger.
     pub(crate) slot: Option<usize>,
+    /// For a spare: what it may have to run, as in [`Start`].
+    pub(crate) entry: u64,
     /// For the test-only step hook: what the child is to do at which step.
     pub(crate) wish: Option<String>,
 }

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use super::boot::Claim;
 use super::wards::{Told, Wards};
-use crate::child;
+use crate::child::{self, Spare};
 use crate::hook::{self, step};
 use crate::sys;
 use crate::sys::clone::Alone;
+use crate::sys::image::Exit;
 use crate::sys::io::{AsFd, OwnedFd};
 use crate::sys::ledger::{Care, Ledger};
 use crate::wire::codec;
@@ -85,6 +86,7 @@ struct Zygote {
 impl Zygote {
     fn serve(mut self, alone: &Alone) -> ! {
         let mut buffer = [0; BUFFER];
+        let exit = Exit::find();
         loop {
             self.wait(false);
             let received = match sys::io::receive_with(&self.line, &mut buffer) {
@@ -110,7 +112,7 @@ impl Zygote {
                 }
                 Err(_) => continue,
             };
-            let [Some(line), ..] = received.descriptors else {
+            let [Some(line), directory, ..] = received.descriptors else {
                 const TOO_MANY_OPEN_FILES: i32 = 24;
                 self.reply(request.id, Err(TOO_MANY_OPEN_FILES), None);
                 continue;
@@ -123,11 +125,12 @@ impl Zygote {
                     std::mem::forget((own, ledger));
                     hook::adopt(request.wish);
                     sys::io::put_line(line);
-                    child::cloned(claim, parent, request.slot.is_some())
+                    let spare = request.slot.map(|_| Spare { directory, entry: request.entry, exit: &exit });
+                    child::cloned(claim, parent, spare)
                 }
                 Ok(Some((pid, pidfd))) => {
                     // First, so that whoever knows of the child can tell by the line whether it lives.
-                    drop(line);
+                    drop((line, directory));
                     step("zygote", "cloned");
                     self.reply(request.id, Ok(pid), pidfd.as_ref());
                     step("zygote", "told");

@@ -6,6 +6,7 @@
 use std::ffi::{CStr, c_int, c_void};
 use std::io;
 use std::mem::{align_of, size_of};
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -44,6 +45,15 @@ impl Entry {
     /// Its place in the image; `None` if it stands in another object than this crate does (a Rust `dylib`).
     pub(crate) fn offset(&'static self) -> Option<u64> {
         offset_of(std::ptr::from_ref(self) as usize, size_of::<Self>(), false)
+    }
+
+    /// Touches what it names. Changes nothing.
+    pub(crate) fn rehearse(&self) {
+        // SAFETY: reads a byte of each function.
+        unsafe {
+            (self.run as *const u8).read_volatile();
+            (self.name as *const u8).read_volatile();
+        }
     }
 
     /// The entry at a place that [`Entry::offset`] gave in another process of the same program, if one stands there.
@@ -149,18 +159,7 @@ fn find() -> Option<Image> {
         if !segments.iter().any(|&(low, high, _)| (low..high).contains(&search.address)) {
             return 0;
         }
-        let dynamic = headers.iter().find(|header| header.p_type == libc::PT_DYNAMIC);
-        // SAFETY: PT_DYNAMIC is a mapped array of tag and value, `p_memsz` bytes long.
-        let dynamic = dynamic.map(|header| unsafe {
-            std::slice::from_raw_parts(place(header) as *const [usize; 2], header.p_memsz as usize / 16)
-        });
-        let tag = |wanted: usize| {
-            dynamic?
-                .iter()
-                .take_while(|entry| entry[0] != 0)
-                .find(|entry| entry[0] == wanted)
-                .map(|entry| entry[1])
-        };
+        let tag = |wanted| dynamic_tag(base, headers, wanted);
         const DT_INIT_ARRAY: usize = 25;
         const DT_INIT_ARRAYSZ: usize = 27;
         let init_array = tag(DT_INIT_ARRAY).zip(tag(DT_INIT_ARRAYSZ)).map(|(start, size)| {
@@ -196,19 +195,41 @@ pub(crate) fn is_the_executable() -> io::Result<()> {
     Ok(())
 }
 
-/// Touches the pages that the end of a process takes: where each object's last functions begin, and what they write to. So
-/// they are there when a process that waits now comes to its end. Changes nothing.
-pub(crate) fn rehearse_exit() {
-    extern "C" fn visit(info: *mut libc::dl_phdr_info, _: usize, _: *mut c_void) -> c_int {
+/// What an object that is loaded says of itself in its dynamic section.
+fn dynamic_tag(base: usize, headers: &[libc::Elf64_Phdr], wanted: usize) -> Option<usize> {
+    let header = headers.iter().find(|header| header.p_type == libc::PT_DYNAMIC)?;
+    let place = base.wrapping_add(header.p_vaddr as usize) as *const [usize; 2];
+    // SAFETY: PT_DYNAMIC is a mapped array of tag and value, `p_memsz` bytes long.
+    let all = unsafe { std::slice::from_raw_parts(place, header.p_memsz as usize / 16) };
+    all.iter().take_while(|entry| entry[0] != 0).find(|entry| entry[0] == wanted).map(|entry| entry[1])
+}
+
+/// What the end of a process takes of memory: what its last functions write to, and where they begin.
+pub(crate) struct Exit {
+    writes: Vec<Range<usize>>,
+    runs: Vec<usize>,
+}
+
+impl Exit {
+    /// Looks it up; in a zygote, so that its children need not touch for it what they need for nothing else.
+    pub(crate) fn find() -> Self {
+        let ends = [libc::exit as *const () as usize, std::process::exit as *const () as usize];
+        let mut exit = Self { writes: Vec::new(), runs: ends.to_vec() };
+        // SAFETY: `visit` has the signature that dl_iterate_phdr(3) asks for, and `exit` outlives the call.
+        unsafe { libc::dl_iterate_phdr(Some(Self::visit), (&raw mut exit).cast()) };
+        exit
+    }
+
+    extern "C" fn visit(info: *mut libc::dl_phdr_info, _: usize, exit: *mut c_void) -> c_int {
         /// Larger ones are not worth it.
         const MOST: usize = 256 << 10;
         const PAGE: usize = 4096;
-        /// Linux 5.14; before that the call says EINVAL.
-        const MADV_POPULATE_WRITE: c_int = 23;
-        // SAFETY: dl_iterate_phdr(3) calls us with a valid record; its headers are mapped while the object is.
-        let (base, headers) = unsafe {
+        // SAFETY: dl_iterate_phdr(3) calls us with a valid record, whose headers are mapped while the object is, and with
+        // what `find` has lent it.
+        let (base, headers, exit) = unsafe {
             let info = &*info;
-            (info.dlpi_addr as usize, std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum as usize))
+            let headers = std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum as usize);
+            (info.dlpi_addr as usize, headers, &mut *exit.cast::<Self>())
         };
         let place = |header: &libc::Elf64_Phdr| base.wrapping_add(header.p_vaddr as usize);
         let relro = headers.iter().find(|header| header.p_type == libc::PT_GNU_RELRO);
@@ -219,19 +240,50 @@ pub(crate) fn rehearse_exit() {
             let (first, end) =
                 (place(header).max(locked) & !(PAGE - 1), place(header) + header.p_memsz as usize);
             if end.saturating_sub(first) <= MOST {
-                // SAFETY: makes pages of a loaded segment present, as a write of what stands there would.
-                unsafe {
-                    libc::madvise(first as *mut c_void, end.saturating_sub(first), MADV_POPULATE_WRITE)
-                };
+                exit.writes.push(first..end);
+            }
+        }
+        const DT_FINI: usize = 13;
+        const DT_FINI_ARRAY: usize = 26;
+        const DT_FINI_ARRAYSZ: usize = 28;
+        let tag = |wanted| dynamic_tag(base, headers, wanted);
+        exit.runs.extend(tag(DT_FINI).map(|place| base.wrapping_add(place)));
+        if let (Some(first), Some(size)) = (tag(DT_FINI_ARRAY), tag(DT_FINI_ARRAYSZ)) {
+            let first = base.wrapping_add(first) as *const usize;
+            // SAFETY: by the ELF specification a mapped array of so many bytes, of the addresses of functions.
+            let all = unsafe { std::slice::from_raw_parts(first, size / size_of::<usize>()) };
+            exit.runs.extend(all.iter().filter(|function| ![0, usize::MAX].contains(*function)));
+        }
+        // SAFETY: getauxval(3) has no conditions.
+        if base == unsafe { libc::getauxval(libc::AT_BASE) } as usize {
+            // The loader's own, which nobody names: as much at a time as the kernel maps at a fault.
+            const AROUND: usize = 64 << 10;
+            let runs = |header: &&libc::Elf64_Phdr| {
+                header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_X != 0
+            };
+            for header in headers.iter().filter(runs) {
+                exit.runs.extend((place(header)..place(header) + header.p_memsz as usize).step_by(AROUND));
             }
         }
         0
     }
-    // SAFETY: `visit` has the signature that dl_iterate_phdr(3) asks for, and uses no data.
-    unsafe { libc::dl_iterate_phdr(Some(visit), std::ptr::null_mut()) };
-    let exit: unsafe extern "C" fn(c_int) -> ! = libc::exit;
-    // SAFETY: reads a byte of the function.
-    unsafe { (exit as *const u8).read_volatile() };
+
+    /// Touches all of it, so that it is there when a process that waits now comes to its end. Changes nothing.
+    pub(crate) fn rehearse(&self) {
+        /// Linux 5.14; before that the call says EINVAL.
+        const MADV_POPULATE_WRITE: c_int = 23;
+        for range in &self.writes {
+            // SAFETY: makes pages of a loaded segment present, as a write of what stands there would.
+            unsafe { libc::madvise(range.start as *mut c_void, range.len(), MADV_POPULATE_WRITE) };
+        }
+        for function in &self.runs {
+            // SAFETY: reads a byte of a function of an object that is loaded.
+            unsafe { (*function as *const u8).read_volatile() };
+        }
+        // Nothing is left to be flushed, but this is the last that an exit does.
+        // SAFETY: fflush(3) of null flushes all open streams.
+        unsafe { libc::fflush(std::ptr::null_mut()) };
+    }
 }
 
 /// Whether the program runs in valgrind, which loads a library of its own ahead of all others. It knows nothing of pidfds,

@@ -155,18 +155,18 @@ pub(crate) fn duplicate(fd: impl AsFd) -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(&fd, 3)?)
 }
 
-/// Whether both are the same open file; `false` as well if the kernel does not tell.
-pub(crate) fn is_same_file(a: impl AsFd, b: impl AsFd) -> bool {
+/// Whether a standard stream of this process is that open file; `false` as well if the kernel does not tell.
+pub(crate) fn is_stream(stream: i32, file: &OwnedFd) -> bool {
     /// Since Linux 6.10: include/uapi/linux/fcntl.h.
     const F_DUPFD_QUERY: i32 = 1024 + 3;
     const KCMP_FILE: i32 = 0;
-    let (a, b) = (a.as_fd().as_raw_fd(), b.as_fd().as_raw_fd());
+    let file = file.as_raw_fd();
     // SAFETY: both calls only compare. (kcmp(2) says 0 for the same.)
     unsafe {
-        match libc::fcntl(a, F_DUPFD_QUERY, b) {
+        match libc::fcntl(stream, F_DUPFD_QUERY, file) {
             -1 => {
-                let own = libc::getpid();
-                libc::syscall(libc::SYS_kcmp, own, own, KCMP_FILE, a as libc::c_ulong, b as libc::c_ulong)
+                let (own, kind) = (libc::getpid(), KCMP_FILE);
+                libc::syscall(libc::SYS_kcmp, own, own, kind, stream as libc::c_ulong, file as libc::c_ulong)
                     == 0
             }
             same => same == 1,
@@ -182,6 +182,25 @@ pub(crate) fn directory(path: Option<&std::path::Path>) -> io::Result<OwnedFd> {
     let path = path.map_or_else(|| ".".into(), |path| path.join("."));
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     above_stdio(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// A directory, told from all others while somebody stays in it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    device: (u32, u32),
+    inode: u64,
+    mount: u64,
+}
+
+/// A directory's, or the calling thread's own; `None` if the kernel does not tell all of it (before Linux 5.8).
+pub(crate) fn place(directory: Option<&OwnedFd>) -> Option<Place> {
+    use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+    let directory = directory.map_or(CWD, AsFd::as_fd);
+    let wanted = StatxFlags::INO | StatxFlags::MNT_ID;
+    let told = statx(directory, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, wanted).ok()?;
+    let is_all = StatxFlags::from_bits_retain(told.stx_mask).contains(wanted);
+    let device = (told.stx_dev_major, told.stx_dev_minor);
+    is_all.then_some(Place { device, inode: told.stx_ino, mount: told.stx_mnt_id })
 }
 
 /// Sends what fits. `WouldBlock` if nothing does.
@@ -283,6 +302,12 @@ impl Poller {
 
     pub(crate) fn modify(&self, fd: impl AsFd, token: u64, writes: bool) {
         let _ = epoll::modify(&self.epoll, fd, epoll::EventData::new_u64(token), flags(writes));
+    }
+
+    /// Does not report it any more until [`Poller::modify`] asks for that again, which never fails for want of memory.
+    pub(crate) fn mute(&self, fd: impl AsFd, token: u64) {
+        // The kernel adds the end of a file to this; a pidfd has that once it has been reaped.
+        let _ = epoll::modify(&self.epoll, fd, epoll::EventData::new_u64(token), epoll::EventFlags::empty());
     }
 
     /// To be called before `fd` is closed: a copy of it in a forked process would keep it in the kernel's list.

@@ -7,8 +7,8 @@ use std::ffi::c_int;
 
 use serde::{Deserialize, Serialize};
 
-/// User, groups, capabilities, and the two locks that only ever close: no-new-privs and seccomp. And the process group and
-/// session, which decide whom a terminal's signals reach.
+/// User, groups, capabilities, and the two locks that only ever close: no-new-privs and seccomp. And the process group, which
+/// decides whom a terminal's signals reach. (Who begins a new session gets a group of its own as well: setsid(2).)
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Rights {
     /// Real, effective, saved.
@@ -21,7 +21,7 @@ pub(crate) struct Rights {
     seccomp: c_int,
     /// What an execve(2) of root's gives back, and whether these bits are locked.
     secure_bits: c_int,
-    group_and_session: [i32; 2],
+    process_group: i32,
 }
 
 /// The calling thread's.
@@ -32,7 +32,7 @@ pub(crate) fn of_this_thread() -> Rights {
     let mut buffer = [0_u32; 64];
     // SAFETY: each call writes into the records given to it, which are as large as it takes for large: three words each,
     // two records of three words for this version of capget(2), `buffer.len()` groups.
-    let (more, no_new_privs, seccomp, secure_bits, group_and_session) = unsafe {
+    let (more, no_new_privs, seccomp, secure_bits, process_group) = unsafe {
         let [real, effective, saved] = &mut users;
         libc::getresuid(real, effective, saved);
         let [real, effective, saved] = &mut groups;
@@ -43,11 +43,11 @@ pub(crate) fn of_this_thread() -> Rights {
             libc::prctl(libc::PR_GET_NO_NEW_PRIVS, 0_usize, 0_usize, 0_usize, 0_usize),
             libc::prctl(libc::PR_GET_SECCOMP),
             libc::prctl(libc::PR_GET_SECUREBITS),
-            [libc::getpgid(0), libc::getsid(0)],
+            libc::getpgid(0),
         )
     };
     let more_groups = usize::try_from(more).map_or_else(|_| many_groups(), |count| buffer[..count].to_vec());
-    Rights { users, groups, more_groups, capabilities, no_new_privs, seccomp, secure_bits, group_and_session }
+    Rights { users, groups, more_groups, capabilities, no_new_privs, seccomp, secure_bits, process_group }
 }
 
 /// For who is in more groups than the buffer above holds.

@@ -233,10 +233,8 @@ pub(crate) fn install_guard(parent: u32) {
     install(GUARD, guard, libc::SA_RESTART);
 }
 
-/// Asks for the guard's signal: from now on it comes when `parent` is gone. In a child that is to end then.
-pub(crate) fn arm_guard(grace: Option<Duration>) {
-    let grace = grace.map_or(u64::MAX, |grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
-    GRACE.store(grace, Ordering::Relaxed);
+/// Asks for the guard's signal: from now on it comes when `parent` is gone. Until [`arm_guard`] it stays blocked.
+pub(crate) fn prepare_guard() {
     // One that was executed has asked for it already, before it was; one that was cloned has not.
     // SAFETY: prctl(2) sets what belongs to this process.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, GUARD) };
@@ -246,7 +244,25 @@ pub(crate) fn arm_guard(grace: Option<Duration>) {
     unsafe {
         libc::fcntl(LINE, libc::F_SETOWN, libc::getpid());
         libc::fcntl(LINE, F_SETSIG, GUARD);
-        libc::fcntl(LINE, libc::F_SETFL, libc::O_ASYNC);
+    }
+}
+
+/// After [`prepare_guard`], in a child that is to end with its parent. Not earlier, for from now on the line tells of all that
+/// comes on it.
+pub(crate) fn arm_guard(grace: Option<Duration>) {
+    let grace = grace.map_or(u64::MAX, |grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
+    GRACE.store(grace, Ordering::Relaxed);
+    // SAFETY: fcntl(2) on our own line.
+    unsafe { libc::fcntl(LINE, libc::F_SETFL, libc::O_ASYNC) };
+}
+
+/// After [`prepare_guard`], in a child that is not to end with its parent: takes it back, and forgets what has come of it.
+pub(crate) fn dismiss_guard() {
+    // SAFETY: prctl(2) and signal(2) set what belongs to this process. A signal that is ignored is forgotten where it waits.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, 0);
+        libc::signal(GUARD, libc::SIG_IGN);
+        libc::signal(GUARD, libc::SIG_DFL);
     }
 }
 

@@ -1,0 +1,133 @@
+//! What parent and child say to each other on the line.
+
+use std::io;
+use std::sync::Arc;
+
+use super::Unit;
+use crate::parent::line::{Line, Piece};
+use crate::parent::reaper;
+use crate::parent::table::Outcome;
+use crate::parent::unit::lock;
+use crate::sys::io::BorrowedFd;
+use crate::wire::codec;
+use crate::wire::frame::{self, Frame, Kind};
+
+impl Unit {
+    /// Sends what fits of what the child is to be told; what is left, the reaper will send.
+    pub(crate) fn tell(&self, parts: [&[u8]; 3], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let mut line = lock(&self.line);
+        let [start, header, unit] = parts;
+        let is_all = line.tell([start, header, unit, &frame::header(Kind::Go, 0)], descriptors)?;
+        // Else it will be when it is born.
+        if self.is_born() && (self.awaited || !is_all) { self.listen(&mut line) } else { Ok(()) }
+    }
+
+    /// From now on the reaper hears what it says, and sends what is left to be sent.
+    pub(super) fn listen(&self, line: &mut Line) -> io::Result<()> {
+        let Some(runtime) = self.runtime.upgrade() else { return Ok(()) };
+        line.watch(&runtime.poller, reaper::token(self.id, reaper::LINE))
+    }
+
+    /// A unit that nobody waits for does not say that it is about to run.
+    pub(super) fn look_whether_begun(self: &Arc<Self>) {
+        if lock(&self.line).has_begun() {
+            self.change(|life, _| {
+                life.on_ready();
+                None
+            });
+        }
+    }
+
+    /// The line is ready: sends what is left to be sent, hears what there is to hear.
+    pub(crate) fn on_line(self: &Arc<Self>, buffer: &mut [u8]) {
+        let mut line = lock(&self.line);
+        if lock(&self.state).attended {
+            return;
+        }
+        line.send_left();
+        // Bounded, so that a chatterer does not keep the reaper from the others.
+        self.hear(&mut line, 16, buffer);
+        if line.is_watched() {
+            let _ = self.listen(&mut line);
+        }
+    }
+
+    /// Hears what is there, in at most so many pieces; whether there may be more.
+    pub(super) fn hear(self: &Arc<Self>, line: &mut Line, pieces: usize, buffer: &mut [u8]) -> bool {
+        for _ in 0..pieces {
+            let (count, more) = match line.receive(buffer) {
+                Piece::Nothing => return false,
+                Piece::Some { count, more } => (count, more),
+                Piece::End => {
+                    self.close(line);
+                    return false;
+                }
+            };
+            let mut input = &buffer[..count];
+            while !input.is_empty() {
+                match line.decoder.next(&mut input) {
+                    Ok(Some(frame)) => self.on_frame(frame),
+                    Ok(None) => {}
+                    Err(breach) => {
+                        self.change(|life, now| life.on_breach(breach.to_string(), now));
+                        self.close(line);
+                        return false;
+                    }
+                }
+            }
+            if !more {
+                return true;
+            }
+        }
+        true
+    }
+
+    pub(super) fn close(&self, line: &mut Line) {
+        line.close(self.runtime.upgrade().as_ref().map(|runtime| &runtime.poller));
+    }
+
+    fn on_frame(self: &Arc<Self>, frame: Frame) {
+        let Frame { kind, body } = frame;
+        let garbled = || Some("a message that cannot be read".to_owned());
+        let breach = match kind {
+            Kind::Ready => {
+                self.change(|life, _| {
+                    life.on_ready();
+                    None
+                });
+                self.tell_sleepers();
+                None
+            }
+            Kind::Value => self.outcome(Outcome::Value(body)),
+            Kind::Note => match codec::decode(&body) {
+                Ok(panic) => {
+                    self.change(|life, _| {
+                        life.on_note(panic);
+                        None
+                    });
+                    None
+                }
+                Err(_) => garbled(),
+            },
+            Kind::Panicked => {
+                codec::decode(&body).map_or_else(|_| garbled(), |p| self.outcome(Outcome::Panicked(p)))
+            }
+            Kind::Failed => {
+                codec::decode(&body).map_or_else(|_| garbled(), |f| self.outcome(Outcome::Failed(f)))
+            }
+            Kind::Start | Kind::Unit | Kind::Go => Some("a message that only parents send".to_owned()),
+        };
+        if let Some(breach) = breach {
+            self.change(|life, now| life.on_breach(breach, now));
+        }
+    }
+
+    fn outcome(self: &Arc<Self>, outcome: Outcome) -> Option<String> {
+        self.change(|life, now| {
+            life.on_outcome(outcome, now);
+            None
+        });
+        self.tell_sleepers();
+        None
+    }
+}

@@ -1,0 +1,188 @@
+//! Waiting for what a child does, and its end.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, PoisonError};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use super::{Birth, End, Gone, State, Unit};
+use crate::parent::reaper;
+use crate::parent::table::Verdict;
+use crate::parent::unit::lock;
+use crate::sys::io::{self as sysio, AsFd};
+use crate::sys::pidfd;
+
+impl Unit {
+    /// Waits until it is known what came of it, or the time comes. For the one that asked for it.
+    pub(crate) fn wait_born(&self, deadline: Option<Instant>) -> Option<Birth> {
+        self.wait_for(deadline, |state| state.birth.is_some());
+        lock(&self.state).birth.take()
+    }
+
+    /// Waits until it ended, or the time comes; whether it did.
+    ///
+    /// Who waits sees to the end himself: the way over the reaper's thread would cost as much as the rest of the wait.
+    pub(crate) fn wait_until(self: &Arc<Self>, deadline: Option<Instant>) -> bool {
+        let Some(runtime) = self.runtime.upgrade().filter(|_| self.is_alive()) else { return true };
+        let token = reaper::token(self.id, reaper::EXIT);
+        runtime.poller.mute(self.pidfd(), token);
+        // The reaper may have been told of it already, or be told again by a shutdown. Then it does the work.
+        loop {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let over = left.is_some_and(|left| left.is_zero());
+            let ended = sysio::wait_any(&[self.pidfd().as_fd()], false, left)[0];
+            if !self.is_alive() || ended && runtime.on_exit(self, &mut [0; 8 << 10]) {
+                return true;
+            }
+            if over {
+                runtime.poller.modify(self.pidfd(), token, false);
+                return false;
+            }
+            if ended {
+                // Whoever traces it has it first.
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    /// Waits until its last word is home, or it has ended.
+    pub(crate) fn wait_outcome(self: &Arc<Self>) {
+        let is_settled = |state: &State| state.life.has_outcome() || state.end.is_some();
+        if !self.attend() {
+            self.wait_for(None, is_settled);
+            return;
+        }
+        let mut buffer = [0; 8 << 10];
+        while !is_settled(&lock(&self.state)) {
+            let (Some(line), Some(runtime)) = (self.end.upgrade(), self.runtime.upgrade()) else {
+                // It has hung up.
+                self.wait_until(None);
+                return;
+            };
+            let ready = sysio::wait_any(&[line.as_fd(), self.pidfd().as_fd()], false, None);
+            drop(line);
+            if ready[0] {
+                self.hear(&mut lock(&self.line), 16, &mut buffer);
+            }
+            if ready[1] && !runtime.on_exit(self, &mut buffer) {
+                // Whoever traces it has it first.
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    /// From now on the calling thread hears what it says; `false` if that has to remain the reaper's.
+    fn attend(&self) -> bool {
+        let mut line = lock(&self.line);
+        if line.has_unsent() {
+            return false;
+        }
+        if let Some(runtime) = self.runtime.upgrade() {
+            line.unwatch(&runtime.poller);
+        }
+        let mut state = lock(&self.state);
+        state.attended = true;
+        state.listen_at = None;
+        true
+    }
+
+    /// The bytes of its value, if that is its last word and came in time.
+    pub(crate) fn take_value(&self) -> Option<Vec<u8>> {
+        let mut state = lock(&self.state);
+        match &mut state.end {
+            Some(End { verdict, .. }) => match verdict.take() {
+                Some(Verdict::Value(bytes)) => Some(bytes),
+                other => {
+                    *verdict = other;
+                    None
+                }
+            },
+            None => state.life.take_value(),
+        }
+    }
+
+    pub(super) fn tell_sleepers(&self) {
+        if lock(&self.state).sleepers > 0 {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Waits until it is about to run or has ended.
+    pub(crate) fn wait_ready(&self) {
+        self.wait_for(None, |state| state.life.is_ready() || state.life.has_outcome() || state.end.is_some());
+    }
+
+    fn wait_for(&self, deadline: Option<Instant>, done: impl Fn(&State) -> bool) -> bool {
+        let mut state = lock(&self.state);
+        while !done(&state) {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return false;
+            }
+            state.sleepers += 1;
+            state = match left {
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(left) => {
+                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+            state.sleepers -= 1;
+        }
+        true
+    }
+
+    /// Looks at the end, if it has come; else leaves a waker to be called then.
+    pub(crate) fn poll<R>(&self, waker: Option<&Waker>, look: impl FnOnce(&mut End) -> R) -> Option<R> {
+        // The executor's code, which is not to run under our lock: neither to clone a waker nor to drop the one before.
+        let waker = waker.cloned();
+        let mut state = lock(&self.state);
+        if let Some(end) = &mut state.end {
+            return Some(look(end));
+        }
+        let before = if waker.is_some() { std::mem::replace(&mut state.waker, waker) } else { None };
+        drop(state);
+        drop(before);
+        None
+    }
+
+    /// It has ended: hears its last words, reaps it, tells everybody. [`Gone::Alive`] if it lives after all.
+    pub(crate) fn on_exit(self: &Arc<Self>, buffer: &mut [u8]) -> Gone {
+        {
+            let mut line = lock(&self.line);
+            // The dead add nothing, so this ends: at the last byte, at its last word, or, where a grandchild holds the
+            // line and goes on talking, after so much.
+            for _ in 0..64 {
+                if line.fd.is_none()
+                    || lock(&self.state).life.has_outcome()
+                    || !self.hear(&mut line, 16, buffer)
+                {
+                    break;
+                }
+            }
+        }
+        if !lock(&self.state).life.has_outcome() {
+            self.look_whether_begun();
+        }
+        let waker = {
+            let mut state = lock(&self.state);
+            if state.end.is_some() {
+                return Gone::Before;
+            }
+            let Some(status) = pidfd::reap(self.pidfd()) else { return Gone::Alive };
+            let verdict = state.life.on_end(status);
+            state.end = Some(End { status, verdict: Some(verdict) });
+            state.waker.take()
+        };
+        self.tell_sleepers();
+        if let Some(waker) = waker {
+            // The executor's code: it may panic, and nothing of ours is locked.
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
+                // Its destructor is foreign code as well, and may panic in its turn.
+                std::mem::forget(payload);
+            }
+        }
+        drop(lock(&self.slot).take());
+        self.close(&mut lock(&self.line));
+        Gone::Now
+    }
+}
