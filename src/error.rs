@@ -5,6 +5,7 @@ use std::io;
 use std::process::ExitStatus;
 use std::sync::Arc;
 
+use crate::sys::limit;
 use crate::wire::message::Panicked;
 
 /// Why a unit could not be started, or has no result.
@@ -94,7 +95,9 @@ impl Error {
             io::ErrorKind::Unsupported => ErrorKind::Unsupported,
             _ => ErrorKind::Start,
         };
-        Self::new(kind, subject, &format!("could not be started: {step}: {source}")).with_source(source)
+        let limit = limit::hint(step, &source).unwrap_or_default();
+        Self::new(kind, subject, &format!("could not be started: {step}: {source}{limit}"))
+            .with_source(source)
     }
 
     // The builders below are called on an error that nobody else has seen yet, so that it is still our own.

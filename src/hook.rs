@@ -1,14 +1,15 @@
 //! The test-only switches: lets any process end, stop or abort at any step of the protocol, and forces a launcher.
 //!
-//! With the feature `testing` alone; without it every call here is empty. `OFFSPRING_STEP=process:step:fault`, and
-//! `OFFSPRING_LAUNCHER=exec`, `zygote` or `spare`: CONTRIBUTING.md has the steps and faults.
+//! `OFFSPRING_STEP=process:step:fault`, with the feature `testing` alone, and `OFFSPRING_LAUNCHER=exec`, `zygote` or `spare`,
+//! with the feature `launchers`: CONTRIBUTING.md has the steps and faults. Without them every call here is empty.
+
+use crate::parent::launcher::Launcher;
 
 #[cfg(feature = "testing")]
 mod armed {
     use std::sync::OnceLock;
 
     use crate::builder::Environment;
-    use crate::parent::launcher::Launcher;
     use crate::sys::{lifecycle, signals};
 
     const VARIABLE: &str = "OFFSPRING_STEP";
@@ -39,22 +40,11 @@ mod armed {
     pub(crate) fn adopt(wish: Option<String>) {
         let _ = ADOPTED.set(wish.unwrap_or_default());
     }
-
-    pub(crate) fn forced() -> Option<Launcher> {
-        static FORCED: OnceLock<Option<Launcher>> = OnceLock::new();
-        *FORCED.get_or_init(|| match std::env::var("OFFSPRING_LAUNCHER").as_deref() {
-            Ok("exec") => Some(Launcher::Exec),
-            Ok("spare") => Some(Launcher::Spare),
-            Ok("zygote") => Some(Launcher::Zygote),
-            _ => None,
-        })
-    }
 }
 
 #[cfg(not(feature = "testing"))]
 mod armed {
     use crate::builder::Environment;
-    use crate::parent::launcher::Launcher;
 
     pub(crate) fn step(_: &str, _: &str) {}
 
@@ -63,10 +53,22 @@ mod armed {
     }
 
     pub(crate) fn adopt(_: Option<String>) {}
-
-    pub(crate) fn forced() -> Option<Launcher> {
-        None
-    }
 }
 
-pub(crate) use armed::{adopt, forced, step, wish};
+/// The launcher that is to be taken, if one is forced.
+pub(crate) fn forced() -> Option<Launcher> {
+    #[cfg(feature = "launchers")]
+    {
+        static FORCED: std::sync::OnceLock<Option<Launcher>> = std::sync::OnceLock::new();
+        *FORCED.get_or_init(|| match std::env::var("OFFSPRING_LAUNCHER").as_deref() {
+            Ok("exec") => Some(Launcher::Exec),
+            Ok("spare") => Some(Launcher::Spare),
+            Ok("zygote") => Some(Launcher::Zygote),
+            _ => None,
+        })
+    }
+    #[cfg(not(feature = "launchers"))]
+    None
+}
+
+pub(crate) use armed::{adopt, step, wish};

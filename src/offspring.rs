@@ -284,7 +284,7 @@ impl<R> Offspring<R> {
         self.error(ErrorKind::Taken, "its result has been given already")
     }
 
-    /// A waker is called by the thread that tells of ends: to wait for one there would be for ever.
+    /// A waker may be called by the reaper: to wait for an end there would be for ever.
     fn may_block(&self, process: &Process) -> Result<(), Error> {
         if process.is_alive() && reaper::is_this_thread() {
             return Err(self.error(ErrorKind::Unsupported, "cannot be waited for in a waker"));
@@ -359,6 +359,7 @@ impl<R> Offspring<R> {
                 let (kind, what) = match failed.step {
                     Step::Setup => (ErrorKind::Start, "could not be set up in the child"),
                     Step::Decode => (ErrorKind::Decode, "could not be decoded in the child"),
+                    Step::Receive => (ErrorKind::Decode, "its result could not be received"),
                     Step::Encode => (ErrorKind::Encode, "its result could not be encoded in the child"),
                 };
                 self.error(kind, &format!("{what}: {}", failed.why))

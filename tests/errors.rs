@@ -284,7 +284,10 @@ behaviour! {
         for free in 0..6 {
             match spawn((), |()| ()) {
                 Ok(unit) => unit.wait().unwrap(),
-                Err(error) => assert_eq!(error.kind(), ErrorKind::Start, "{free}: {error}"),
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::Start, "{free}: {error}");
+                    assert!(error.to_string().contains("the limit is 64 (RLIMIT_NOFILE"), "{free}: {error}");
+                }
             }
             hoard.pop();
         }

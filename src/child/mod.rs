@@ -4,16 +4,18 @@ pub(crate) mod panic;
 pub(crate) mod run;
 pub(crate) mod tick;
 
+use std::collections::VecDeque;
 use std::io;
 
 use crate::hook::step;
 use crate::sys;
 use crate::sys::image::{Entry, Exit};
-use crate::sys::io::{AsFd, BorrowedFd, MOST, OwnedFd};
+use crate::sys::io::{AsFd, BorrowedFd, OwnedFd};
 use crate::sys::signals::Forgetting;
 use crate::wire::codec;
-use crate::wire::frame::{Decoder, Frame, HEADER, Kind, encode};
+use crate::wire::frame::{Body, Decoder, Frame, HEADER, Kind, encode};
 use crate::wire::message::{Context, Guard, Start, Step};
+use crate::wire::parcel::Bytes;
 use crate::zygote::boot::Claim;
 use run::{Host, Line};
 
@@ -97,7 +99,9 @@ fn rehearse(entry: u64) {
         [encode(Kind::Start, &codec::encode(&start).unwrap_or_default()), encode(Kind::Unit, &[])].concat();
     let (mut decoder, mut input) = (Decoder::default(), &sent[..]);
     while let Ok(Some(frame)) = decoder.next(&mut input) {
-        std::hint::black_box(codec::decode::<Start>(&frame.body).is_ok());
+        if let Body::Here(body) = frame.body {
+            std::hint::black_box(codec::decode::<Start>(&body).is_ok());
+        }
     }
     std::hint::black_box((start.name.rsplit("::").next(), std::time::Instant::now()));
     if let Some(entry) = Entry::at(entry) {
@@ -155,8 +159,8 @@ fn main(claim: Claim, maker: Option<Maker>) -> ! {
 /// What a parent sends.
 struct Received {
     start: Start,
-    unit: Vec<u8>,
-    descriptors: [Option<OwnedFd>; MOST],
+    unit: Bytes,
+    descriptors: VecDeque<OwnedFd>,
 }
 
 /// The two frames that a parent sends; `None` if the line ends first or speaks another language.
@@ -164,7 +168,7 @@ fn receive(line: &Line, claim: &Claim, maker: Option<&Maker>) -> Option<Received
     let mut decoder = Decoder::default();
     let mut buffer = vec![0; 2 << 10];
     let mut start: Option<Start> = None;
-    let mut descriptors = [const { None }; MOST];
+    let mut descriptors = VecDeque::new();
     loop {
         // Not a byte more than the unit: what stands behind it is not to be taken yet.
         let there = sys::io::queued(&*line.fd).saturating_sub(HEADER);
@@ -198,20 +202,19 @@ fn receive(line: &Line, claim: &Claim, maker: Option<&Maker>) -> Option<Received
             }
             received => received.ok().filter(|received| received.count > 0)?,
         };
-        // They come with the first bytes.
-        if start.is_none() && received.descriptors[0].is_some() {
-            descriptors = received.descriptors;
-        }
+        descriptors.extend(received.descriptors.into_iter().flatten());
         let mut input = &buffer[..received.count];
         // A large unit in large pieces.
         let full = received.count == buffer.len();
         while !input.is_empty() {
             match decoder.next(&mut input).ok()? {
                 Some(Frame { kind: Kind::Start, body }) => {
+                    let body = unpacked(line, body, &mut descriptors)?;
                     start = codec::decode(&body).ok().filter(|start: &Start| start.nonce == claim.nonce);
                     start.as_ref()?;
                 }
-                Some(Frame { kind: Kind::Unit, body: unit }) => {
+                Some(Frame { kind: Kind::Unit, body }) => {
+                    let unit = unpacked(line, body, &mut descriptors)?;
                     return Some(Received { start: start?, unit, descriptors });
                 }
                 Some(_) => return None,
@@ -224,16 +227,21 @@ fn receive(line: &Line, claim: &Claim, maker: Option<&Maker>) -> Option<Received
     }
 }
 
+/// A body's bytes; if they cannot be had, the parent is told.
+fn unpacked(line: &Line, body: Body, descriptors: &mut VecDeque<OwnedFd>) -> Option<Bytes> {
+    let mut line = line.clone();
+    body.unpack(descriptors).map_err(|error| line.failed(Step::Setup, error.to_string())).ok()
+}
+
 /// Takes over the caller's context: streams, directory, umask, environment.
-fn enter(context: Context, descriptors: [Option<OwnedFd>; MOST]) -> Result<(), (&'static str, io::Error)> {
+fn enter(context: Context, mut descriptors: VecDeque<OwnedFd>) -> Result<(), (&'static str, io::Error)> {
     let missing = |what| (what, io::Error::other("its descriptor was lost: too many open files"));
-    let mut descriptors = descriptors.into_iter().flatten();
     let directory = match context.directory {
-        true => Some(descriptors.next().ok_or(missing("current directory"))?),
+        true => Some(descriptors.pop_front().ok_or(missing("current directory"))?),
         false => None,
     };
     for stream in (0..3).filter(|stream| context.streams[*stream as usize]) {
-        let file = descriptors.next().ok_or(missing("standard streams"))?;
+        let file = descriptors.pop_front().ok_or(missing("standard streams"))?;
         sys::io::set_standard(stream, &file).map_err(|error| ("standard streams", error))?;
     }
     if let Some(directory) = directory {

@@ -18,7 +18,7 @@ thread_local! {
     static LAST: RefCell<Option<Panicked>> = const { RefCell::new(None) };
 }
 
-/// Whose panics these are: the line to tell them on, the unit's name, and its first thread.
+/// Whose panics these are: the line to tell them on, the unit's name, and its first thread, whose number is the process's.
 static SPEAKER: OnceLock<(Line, String, u32)> = OnceLock::new();
 
 /// Puts our hook in the place of Rust's own. A unit may set another; then a panic comes home with its message alone.
@@ -44,7 +44,7 @@ pub(crate) fn install() {
 
 /// From now on panics are this unit's.
 pub(crate) fn speak_for(line: &Line, unit: &str) {
-    let _ = SPEAKER.set((line.clone(), unit.to_owned(), crate::sys::lifecycle::thread_id()));
+    let _ = SPEAKER.set((line.clone(), unit.to_owned(), line.owner));
 }
 
 fn record(info: &PanicHookInfo<'_>, thread: Option<String>) -> Panicked {

@@ -11,8 +11,9 @@ use crate::sys;
 use crate::sys::image::Entry;
 use crate::sys::io::OwnedFd;
 use crate::wire::codec;
-use crate::wire::frame::{HEADER, Kind, encode};
+use crate::wire::frame::{HEADER, Kind};
 use crate::wire::message::{Failed, Panicked, Step};
+use crate::wire::parcel::Parcel;
 
 /// What a running unit needs from the process around it.
 pub(crate) trait Host {
@@ -60,7 +61,7 @@ pub(crate) struct Line {
     /// Held while a frame is sent, for panics are told by any thread; true once the last word has begun.
     last: Arc<Mutex<bool>>,
     /// The process that may speak here. A copy that the unit forks never does.
-    owner: u32,
+    pub(super) owner: u32,
     /// Whether the parent waits until the unit is about to run.
     pub(crate) awaited: bool,
 }
@@ -82,7 +83,9 @@ impl Line {
             }
             *last = !matches!(kind, Kind::Ready | Kind::Note);
             // It fails if the parent is gone; then the guard sees to us.
-            let _ = sys::io::send_all(&*self.fd, &encode(kind, body));
+            let parcel = Parcel::pack(kind, body);
+            let memory = parcel.memory();
+            let _ = sys::io::send_all_with(&*self.fd, [&parcel.header, parcel.body], memory.as_slice());
         }
     }
 

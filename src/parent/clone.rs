@@ -109,6 +109,7 @@ fn ask(launch: &Launch<'_>, zygote: &Arc<Zygote>, deadline: Option<Instant>) -> 
         id: unit.id,
         guard: launch.guard(),
         slot: None,
+        directory: false,
         entry: launch.entry,
         wish: hook::wish(&launch.order.settings.environment),
     });
@@ -186,11 +187,11 @@ fn tell(launch: &Launch<'_>, zygote: &Zygote, unit: &Arc<Unit>, place: Option<Pl
     let Streams { files, differ } = streams.map_err(|error| Untold::Refused("standard streams", error))?;
     let context =
         Context { directory: directory.is_some(), environment, umask: settings.umask, streams: differ };
-    let messages = launch.messages(zygote.nonce, Some(context));
-    let (start, header) = messages.map_err(|error| Untold::Failed("its terms", error))?;
+    let start = launch.start_message(zygote.nonce, Some(context));
+    let start = start.map_err(|error| Untold::Failed("its terms", error))?;
     let descriptors: Vec<BorrowedFd<'_>> =
         directory.iter().map(AsFd::as_fd).chain(files.iter().flatten().map(File::as_fd)).collect();
-    let told = unit.tell([&start, &header, &launch.order.bytes], &descriptors);
+    let told = unit.tell(launch.parcels(&start), &descriptors);
     told.map_err(|error| Untold::Refused("sending its context", error))
 }
 

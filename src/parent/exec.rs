@@ -36,11 +36,11 @@ pub(super) fn launch(launch: &Launch<'_>) -> Result<Arc<Unit>, Failure> {
         pidfd::reap_blocking(&child.1);
         error
     };
-    let messages = launch.messages(claim.nonce, None);
-    let (start, header) = messages.map_err(|error| end(("its terms".to_owned(), error)))?;
+    let start = launch.start_message(claim.nonce, None);
+    let start = start.map_err(|error| end(("its terms".to_owned(), error)))?;
     let unit = Unit::executed(launch, ours);
     // It fails if the child is dead already, which its pidfd tells.
-    let _ = unit.tell([&start, &header, &launch.order.bytes], &[]);
+    let _ = unit.tell(launch.parcels(&start), &[]);
     launch.starting.runtime.expect(&unit, || true);
     unit.on_birth(child).map_err(|error| ("epoll".to_owned(), error))?;
     if let Some(zygote) = launch.starting.runtime.zygotes.current() {

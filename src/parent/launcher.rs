@@ -19,8 +19,9 @@ use crate::sys::image::Entry;
 use crate::sys::io::OwnedFd;
 use crate::sys::{constructor, io as sysio};
 use crate::wire::codec;
-use crate::wire::frame::{HEADER, Kind, encode, header};
+use crate::wire::frame::Kind;
 use crate::wire::message::{Context, Guard, Start};
+use crate::wire::parcel::Parcel;
 
 /// A unit, encoded, and what its type and its builder say of it.
 pub(crate) struct Order {
@@ -39,7 +40,7 @@ impl Order {
 }
 
 /// The ways to start a child.
-#[cfg_attr(not(feature = "testing"), allow(dead_code))] // Named by the test-only switch alone.
+#[cfg_attr(not(feature = "launchers"), allow(dead_code))] // Named by the test-only switch alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Launcher {
     Spare,
@@ -132,12 +133,8 @@ impl Launch<'_> {
         }
     }
 
-    /// The two messages to the child, ready to be sent: what to run, and the unit.
-    pub(crate) fn messages(
-        &self,
-        nonce: u64,
-        context: Option<Context>,
-    ) -> io::Result<(Vec<u8>, [u8; HEADER])> {
+    /// The first message to the child, to be sent: what to run.
+    pub(crate) fn start_message(&self, nonce: u64, context: Option<Context>) -> io::Result<Vec<u8>> {
         let message = Start {
             nonce,
             parent: std::process::id(),
@@ -148,8 +145,12 @@ impl Launch<'_> {
             awaited: self.order.wait_for_child,
             context,
         };
-        let message = codec::encode(&message).map_err(io::Error::other)?;
-        Ok((encode(Kind::Start, &message), header(Kind::Unit, self.order.bytes.len())))
+        codec::encode(&message).map_err(io::Error::other)
+    }
+
+    /// Both messages, ready to be sent: that one, and the unit.
+    pub(crate) fn parcels<'a>(&'a self, start: &'a [u8]) -> [Parcel<'a>; 2] {
+        [Parcel::pack(Kind::Start, start), Parcel::pack(Kind::Unit, &self.order.bytes)]
     }
 
     /// The unit's environment: this process's as it is now, with the builder's changes.

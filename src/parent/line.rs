@@ -1,15 +1,18 @@
 //! The parent's end of a child's line: what is left to be sent, and what has been heard of a frame so far.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-use crate::sys::io::{self as sysio, BorrowedFd, OwnedFd, Poller};
+use crate::sys::io::{self as sysio, BorrowedFd, MOST, OwnedFd, Poller, Received};
 use crate::wire::frame::Decoder;
 
 pub(crate) struct Line {
     /// `None` after the end.
     pub(crate) fd: Option<Arc<OwnedFd>>,
     pub(crate) decoder: Decoder,
+    /// What has come along and belongs to no frame yet.
+    pub(crate) descriptors: VecDeque<OwnedFd>,
     /// What has not been sent yet, and how much of it has.
     unsent: Vec<Vec<u8>>,
     sent: usize,
@@ -24,25 +27,30 @@ pub(crate) struct Line {
 /// What was heard.
 pub(crate) enum Piece {
     Nothing,
-    /// So many bytes; whether there may be more.
-    Some {
-        count: usize,
-        more: bool,
-    },
+    /// So many bytes.
+    Some(usize),
     End,
 }
 
 impl Line {
     pub(crate) fn new(fd: Arc<OwnedFd>) -> Self {
-        let decoder = Decoder::default();
-        Self { fd: Some(fd), decoder, unsent: Vec::new(), sent: 0, watched: None, told: false, reset: false }
+        Self {
+            fd: Some(fd),
+            decoder: Decoder::default(),
+            descriptors: VecDeque::new(),
+            unsent: Vec::new(),
+            sent: 0,
+            watched: None,
+            told: false,
+            reset: false,
+        }
     }
 
     /// Sends what fits; whether that was all. What is left is kept.
-    pub(crate) fn tell(&mut self, parts: [&[u8]; 4], descriptors: &[BorrowedFd<'_>]) -> io::Result<bool> {
+    pub(crate) fn tell(&mut self, parts: &[&[u8]], descriptors: &[BorrowedFd<'_>]) -> io::Result<bool> {
         // The reaper may have heard its end already.
         let Some(fd) = &self.fd else { return Err(io::ErrorKind::BrokenPipe.into()) };
-        let mut sent = sysio::send_with(fd, &parts, descriptors)?;
+        let mut sent = sysio::send_with(fd, parts, descriptors)?;
         for part in parts {
             let rest = &part[sent.min(part.len())..];
             sent -= part.len() - rest.len();
@@ -95,13 +103,6 @@ impl Line {
         Ok(())
     }
 
-    /// Has the reaper watch it no more.
-    pub(crate) fn unwatch(&mut self, poller: &Poller) {
-        if let (Some(fd), Some(_)) = (&self.fd, self.watched.take()) {
-            poller.remove(fd);
-        }
-    }
-
     /// Whether the reaper watches it.
     pub(crate) fn is_watched(&self) -> bool {
         self.watched.is_some()
@@ -109,18 +110,21 @@ impl Line {
 
     /// Closes it.
     pub(crate) fn close(&mut self, poller: Option<&Poller>) {
-        if let Some(poller) = poller {
-            self.unwatch(poller);
+        if let (Some(fd), Some(poller), true) = (self.fd.take(), poller, self.is_watched()) {
+            poller.remove(&fd);
         }
-        self.fd = None;
     }
 
     /// Receives a piece of what is there.
     pub(crate) fn receive(&mut self, buffer: &mut [u8]) -> Piece {
         let Some(fd) = &self.fd else { return Piece::Nothing };
-        match sysio::receive_now(fd, buffer) {
-            // Less than there is room for was all there is; if more comes, there will be an event for it.
-            Ok(count) if count > 0 => Piece::Some { count, more: count == buffer.len() },
+        match sysio::receive_with(fd, buffer) {
+            Ok(Received { count, descriptors }) if count > 0 => {
+                // More than one at a time no child of ours sends.
+                self.descriptors.extend(descriptors.into_iter().flatten());
+                self.descriptors.truncate(MOST);
+                Piece::Some(count)
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Piece::Nothing,
             other => {
                 // It died with something of ours unread. All it said has been heard.

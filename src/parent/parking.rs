@@ -169,13 +169,23 @@ impl Parking {
         let (line, theirs) = sysio::line()?;
         // It waits where it is likely to be wanted. If it cannot go there, the start will say so.
         let directory = sysio::directory(None).ok();
-        let place = directory.as_ref().and_then(|directory| sysio::place(Some(directory)));
+        let place = directory
+            .as_ref()
+            .filter(|directory| sysio::tells_places(directory))
+            .and_then(|directory| sysio::place(Some(directory)));
         let id = runtime.next_id();
         let mut all = lock(&self.all);
         if all.closed {
             return Ok(());
         }
-        let wanted = Wanted { id, guard: None, slot: Some(slot.number), entry: all.entry, wish: None };
+        let wanted = Wanted {
+            id,
+            guard: None,
+            slot: Some(slot.number),
+            directory: directory.is_some(),
+            entry: all.entry,
+            wish: None,
+        };
         let with: Vec<_> = [theirs.as_fd()].into_iter().chain(directory.iter().map(AsFd::as_fd)).collect();
         zygote.try_request(&Request::Child(wanted), &with)?;
         all.spares.insert(id, Parked::Asked { line, slot, place });

@@ -1,4 +1,4 @@
-//! The one thread that watches: lines, ends, pipes that nobody reads, the zygote, and the time.
+//! The thread that watches: ends that nobody waits for, lines, pipes that nobody reads, the zygote, and the time.
 //!
 //! It reaps by pidfd, one child at a time, and holds no lock while it wakes anybody.
 
@@ -79,7 +79,7 @@ pub(crate) fn work(runtime: &Runtime) {
             }
         }
         for unit in runtime.due() {
-            unit.on_time(&mut buffer);
+            runtime.on_time(&unit, &mut buffer);
         }
         runtime.parking.tend(runtime, runtime.is_alone());
     }

@@ -16,7 +16,7 @@ use super::reaper;
 use super::shutdown::Why;
 use super::unit::{Gone, Unit, YOUNG, lock};
 use super::zygote::{Zygote, Zygotes};
-use crate::sys::io::{AsFd, OwnedFd, Poller};
+use crate::sys::io::{self as sysio, AsFd, OwnedFd, Poller};
 use crate::sys::{lifecycle, signals};
 
 /// One process's view of the library.
@@ -230,17 +230,35 @@ impl Runtime {
         self.poller.remove(unit.pidfd());
         match unit.on_exit(buffer) {
             Gone::Alive => {
-                // Just removed, so there is room for it.
+                // Somebody traces it, and has it first.
                 let _ = self.watch(unit, unit.pidfd());
+                if !unit.is_alive() {
+                    // Another has reaped it since.
+                    self.poller.remove(unit.pidfd());
+                }
                 return false;
             }
             Gone::Before => {}
             Gone::Now => {
-                self.strike(unit);
+                // Another may have found it alive, and watch it again.
+                self.poller.remove(unit.pidfd());
                 self.parking.on_end(self);
             }
         }
         true
+    }
+
+    /// For the reaper: a time that the unit has asked for has come.
+    pub(super) fn on_time(&self, unit: &Arc<Unit>, buffer: &mut [u8]) {
+        // Whoever waits for its end, and is to see to it, may not have got as far: it ended in time.
+        let has_ended = unit.is_born() && sysio::is_readable(unit.pidfd(), 0);
+        if !(has_ended && self.on_exit(unit, buffer)) {
+            unit.on_time(buffer);
+        }
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        lock(&self.table).closing.is_some()
     }
 
     /// Watches a zygote from now on.

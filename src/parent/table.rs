@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::shutdown::{Act, Ending, Why};
 use crate::sys::{pidfd, signals};
 use crate::wire::message::{Failed, Panicked};
+use crate::wire::parcel::Bytes;
 
 /// The terms on which a child was started.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +25,7 @@ pub(crate) struct Terms {
 /// The child's last word.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    Value(Vec<u8>),
+    Value(Bytes),
     Panicked(Panicked),
     Failed(Failed),
 }
@@ -32,7 +33,7 @@ pub(crate) enum Outcome {
 /// What became of a unit.
 #[derive(Debug)]
 pub(crate) enum Verdict {
-    Value(Vec<u8>),
+    Value(Bytes),
     Panicked(Panicked),
     Failed(Failed),
     /// It ended without a word of its own; who ended it, if it was us, and whether by KILL.
@@ -124,10 +125,12 @@ impl Life {
     }
 
     /// Its value, if that is its last word and came in time: for whoever does not wait for its end.
-    pub(crate) fn take_value(&mut self) -> Option<Vec<u8>> {
+    pub(crate) fn take_value(&mut self) -> Option<Bytes> {
         let is_late = self.ending.is_some_and(|ending| ending.why == Why::Timeout);
         match &mut self.outcome {
-            Some(Outcome::Value(bytes)) if !is_late => Some(std::mem::take(bytes)),
+            Some(Outcome::Value(bytes)) if !is_late => {
+                Some(std::mem::replace(bytes, Bytes::Received(Vec::new())))
+            }
             _ => None,
         }
     }
@@ -219,6 +222,10 @@ mod tests {
         life
     }
 
+    fn value(byte: u8) -> Outcome {
+        Outcome::Value(Bytes::Received(vec![byte]))
+    }
+
     fn panicked() -> Panicked {
         Panicked { message: "m".into(), file: None, line: None, column: None, thread: None, backtrace: None }
     }
@@ -227,9 +234,9 @@ mod tests {
     fn a_value_wins_whatever_the_status() {
         let now = Instant::now();
         let mut life = running(terms(), now);
-        life.on_outcome(Outcome::Value(vec![1]), now);
-        life.on_outcome(Outcome::Value(vec![2]), now);
-        assert!(matches!(life.on_end(ExitStatus::from_raw(11)), Verdict::Value(v) if v == [1]));
+        life.on_outcome(value(1), now);
+        life.on_outcome(value(2), now);
+        assert!(matches!(life.on_end(ExitStatus::from_raw(11)), Verdict::Value(v) if *v == [1]));
     }
 
     #[test]
@@ -261,7 +268,7 @@ mod tests {
         let now = Instant::now();
         let mut life = running(terms(), now);
         assert_eq!(life.on_time(now + 5 * SECOND), Some(Act::Terminate));
-        life.on_outcome(Outcome::Value(vec![]), now + 5 * SECOND);
+        life.on_outcome(value(0), now + 5 * SECOND);
         let verdict = life.on_end(ExitStatus::from_raw(0));
         assert!(matches!(verdict, Verdict::Died { ended: Some((Why::Timeout, false)), .. }));
     }
@@ -270,7 +277,7 @@ mod tests {
     fn one_that_lingers_after_its_result_is_killed_and_its_value_stands() {
         let now = Instant::now();
         let mut life = running(terms(), now);
-        life.on_outcome(Outcome::Value(vec![7]), now);
+        life.on_outcome(value(7), now);
         assert_eq!(life.deadline(), Some(now + SECOND));
         assert_eq!(life.on_time(now + SECOND), Some(Act::Kill));
         assert_eq!(life.deadline(), None);
@@ -282,7 +289,7 @@ mod tests {
         let now = Instant::now();
         let mut life = Life::new(terms(), now);
         life.on_ready();
-        life.on_outcome(Outcome::Value(vec![7]), now);
+        life.on_outcome(value(7), now);
         life.on_started(now);
         assert_eq!(life.deadline(), Some(now + SECOND));
         assert_eq!(life.on_time(now + 5 * SECOND), Some(Act::Kill));
@@ -337,7 +344,7 @@ mod tests {
         let mut life = running(terms(), now);
         assert_eq!(life.on_breach("x".into(), now), Some(Act::Kill));
         let mut life = running(terms(), now);
-        life.on_outcome(Outcome::Value(vec![]), now);
+        life.on_outcome(value(0), now);
         assert_eq!(life.on_breach("x".into(), now), None);
     }
 }

@@ -83,8 +83,6 @@ struct State {
     waker: Option<Waker>,
     /// How many threads sleep until it changes.
     sleepers: usize,
-    /// A thread hears itself what it says. Set under the line's lock.
-    attended: bool,
 }
 
 /// How it ended: for the handle to take.
@@ -134,7 +132,6 @@ impl Unit {
                 end: None,
                 waker: None,
                 sleepers: 0,
-                attended: false,
             }),
             changed: Condvar::new(),
             end: Arc::downgrade(&line),
@@ -164,7 +161,15 @@ impl Unit {
         let watched = self.runtime.upgrade().map_or(Ok(()), |runtime| {
             runtime.watch(self, pidfd)?;
             let mut line = lock(&self.line);
-            if self.awaited || line.has_unsent() { self.listen(&mut line) } else { Ok(()) }
+            match () {
+                () if line.has_unsent() => self.listen(&mut line),
+                () if self.awaited => {
+                    // If not now, then a little later.
+                    let _ = self.listen(&mut line);
+                    Ok(())
+                }
+                () => Ok(()),
+            }
         });
         if let Err(error) = watched {
             // A child that nobody watches must not be.

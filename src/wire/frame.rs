@@ -1,7 +1,8 @@
 //! Frames: how messages are told apart in a stream of bytes. Decides only; no system call.
 //!
-//! A frame is a header of 16 bytes (magic number, kind, length; little-endian) and its body. What comes from a child is
-//! hostile: nothing is believed before it is checked, and memory is taken only for bytes that have arrived.
+//! A frame is a header of 16 bytes (magic number, kind, length; little-endian) and its body. A large body is elsewhere: in memory
+//! whose descriptor comes along with the header. What comes from a child is hostile: nothing is believed before it is checked,
+//! and memory is taken only for bytes that have arrived.
 
 use std::fmt;
 
@@ -48,11 +49,22 @@ impl Kind {
     ];
 }
 
+/// In a header's word of the kind: the body is elsewhere.
+const ELSEWHERE: u32 = 1 << 31;
+
 /// One message.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
     pub(crate) kind: Kind,
-    pub(crate) body: Vec<u8>,
+    pub(crate) body: Body,
+}
+
+/// Where a body is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Body {
+    Here(Vec<u8>),
+    /// In memory that came along, so many bytes.
+    Elsewhere(usize),
 }
 
 /// The bytes of a frame, to be sent.
@@ -62,9 +74,18 @@ pub(crate) fn encode(kind: Kind, body: &[u8]) -> Vec<u8> {
 
 /// The header of a frame, for a body that is sent by itself.
 pub(crate) fn header(kind: Kind, length: usize) -> [u8; HEADER] {
+    words(kind as u32, length)
+}
+
+/// The header of a frame whose body is elsewhere.
+pub(crate) fn header_elsewhere(kind: Kind, length: usize) -> [u8; HEADER] {
+    words(kind as u32 | ELSEWHERE, length)
+}
+
+fn words(kind: u32, length: usize) -> [u8; HEADER] {
     let mut header = [0; HEADER];
     header[..4].copy_from_slice(&MAGIC.to_le_bytes());
-    header[4..8].copy_from_slice(&(kind as u32).to_le_bytes());
+    header[4..8].copy_from_slice(&kind.to_le_bytes());
     header[8..].copy_from_slice(&(length as u64).to_le_bytes());
     header
 }
@@ -114,14 +135,17 @@ impl Decoder {
             if self.header.len() < HEADER {
                 return Ok(None);
             }
-            let (kind, length) = parse(&self.header)?;
+            let (kind, length, is_elsewhere) = parse(&self.header)?;
             self.header.clear();
+            if is_elsewhere {
+                return Ok(Some(Frame { kind, body: Body::Elsewhere(length) }));
+            }
             self.body = Some((kind, length, Vec::new()));
         }
         let Some((kind, length, mut body)) = self.body.take() else { return Ok(None) };
         body.extend_from_slice(take(input, length - body.len()));
         if body.len() == length {
-            return Ok(Some(Frame { kind, body }));
+            return Ok(Some(Frame { kind, body: Body::Here(body) }));
         }
         self.body = Some((kind, length, body));
         Ok(None)
@@ -134,16 +158,17 @@ fn take<'a>(input: &mut &'a [u8], wanted: usize) -> &'a [u8] {
     taken
 }
 
-fn parse(header: &[u8]) -> Result<(Kind, usize), Breach> {
+fn parse(header: &[u8]) -> Result<(Kind, usize, bool), Breach> {
     let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     if word(0) != MAGIC {
         return Err(Breach::Magic(word(0)));
     }
-    let kind = Kind::ALL.into_iter().find(|kind| *kind as u32 == word(4)).ok_or(Breach::Kind(word(4)))?;
+    let (number, is_elsewhere) = (word(4) & !ELSEWHERE, word(4) & ELSEWHERE != 0);
+    let kind = Kind::ALL.into_iter().find(|kind| *kind as u32 == number).ok_or(Breach::Kind(word(4)))?;
     let length = u64::from(word(8)) | u64::from(word(12)) << 32;
     let limit = if matches!(kind, Kind::Unit | Kind::Value) { isize::MAX as u64 } else { SMALL };
     match usize::try_from(length) {
-        Ok(bytes) if length <= limit => Ok((kind, bytes)),
+        Ok(bytes) if length <= limit => Ok((kind, bytes, is_elsewhere)),
         _ => Err(Breach::Length(length)),
     }
 }
@@ -173,9 +198,16 @@ mod tests {
         fn frames_survive_any_split(bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 0..6),
                                     cut in 1_usize..64) {
             let kinds = [Kind::Value, Kind::Note, Kind::Unit];
-            let sent: Vec<Frame> =
-                bodies.into_iter().enumerate().map(|(i, body)| Frame { kind: kinds[i % 3], body }).collect();
-            let stream: Vec<u8> = sent.iter().flat_map(|frame| encode(frame.kind, &frame.body)).collect();
+            let frame = |(i, body): (usize, Vec<u8>)| {
+                let body = if i % 4 == 3 { Body::Elsewhere(body.len()) } else { Body::Here(body) };
+                Frame { kind: kinds[i % 3], body }
+            };
+            let sent: Vec<Frame> = bodies.into_iter().enumerate().map(frame).collect();
+            let bytes = |frame: &Frame| match &frame.body {
+                Body::Here(body) => encode(frame.kind, body),
+                Body::Elsewhere(length) => header_elsewhere(frame.kind, *length).to_vec(),
+            };
+            let stream: Vec<u8> = sent.iter().flat_map(bytes).collect();
             let mut decoder = Decoder::default();
             let mut got = Vec::new();
             for piece in stream.chunks(cut) {

@@ -74,6 +74,8 @@ pub(crate) struct Wanted {
     pub(crate) guard: Option<Guard>,
     /// It is a spare: what is to become of it without its parent will stand there in the ledger.
     pub(crate) slot: Option<usize>,
+    /// Whether the descriptor of a directory comes along, for a spare to wait in.
+    pub(crate) directory: bool,
     /// For a spare: what it may have to run, as in [`Start`].
     pub(crate) entry: u64,
     /// For the test-only step hook: what the child is to do at which step.
@@ -141,6 +143,8 @@ pub(crate) enum Step {
     Decode,
     /// The result could not be encoded.
     Encode,
+    /// What the parent says of itself: the result came, and could not be taken.
+    Receive,
 }
 
 #[cfg(test)]

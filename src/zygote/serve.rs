@@ -112,7 +112,8 @@ impl Zygote {
                 }
                 Err(_) => continue,
             };
-            let [Some(line), directory, ..] = received.descriptors else {
+            let [line, directory, ..] = received.descriptors;
+            let (Some(line), true) = (line, request.directory == directory.is_some()) else {
                 const TOO_MANY_OPEN_FILES: i32 = 24;
                 self.reply(request.id, Err(TOO_MANY_OPEN_FILES), None);
                 continue;

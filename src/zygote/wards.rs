@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::sys::clone::identity;
 use crate::sys::io::{AsFd, OwnedFd};
 use crate::sys::ledger::{Care, Ledger};
-use crate::sys::{io, lifecycle, pidfd, signals};
+use crate::sys::{io, lifecycle, limit, pidfd, signals};
 
 #[derive(Default)]
 pub(crate) struct Wards {
@@ -57,7 +57,7 @@ impl Wards {
     /// The parent is gone: lets the guard of each child be heard, kills what lives after its grace, ends.
     pub(crate) fn mourn(&self, ledger: &Ledger) -> ! {
         // A descriptor for each.
-        lifecycle::raise_limit_of_files();
+        limit::raise_files();
         let now = Instant::now();
         let mut left = Vec::new();
         for ward in &self.list {

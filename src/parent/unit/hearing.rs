@@ -11,15 +11,28 @@ use crate::parent::unit::lock;
 use crate::sys::io::BorrowedFd;
 use crate::wire::codec;
 use crate::wire::frame::{self, Frame, Kind};
+use crate::wire::message::{Failed, Step};
+use crate::wire::parcel::{Bytes, Parcel, Unpacked};
 
 impl Unit {
     /// Sends what fits of what the child is to be told; what is left, the reaper will send.
-    pub(crate) fn tell(&self, parts: [&[u8]; 3], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    pub(crate) fn tell(&self, messages: [Parcel<'_>; 2], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut line = lock(&self.line);
-        let [start, header, unit] = parts;
-        let is_all = line.tell([start, header, unit, &frame::header(Kind::Go, 0)], descriptors)?;
+        let [start, unit] = &messages;
+        let go = frame::header(Kind::Go, 0);
+        let parts = [&start.header, start.body, &unit.header, unit.body, &go];
+        let memory = messages.iter().filter_map(Parcel::memory);
+        let all: Vec<BorrowedFd<'_>> = memory.chain(descriptors.iter().copied()).collect();
+        let is_all = line.tell(&parts, &all)?;
         // Else it will be when it is born.
-        if self.is_born() && (self.awaited || !is_all) { self.listen(&mut line) } else { Ok(()) }
+        match () {
+            () if !self.is_born() => {}
+            () if !is_all => self.listen(&mut line)?,
+            // It may run by now, so this is no failure any more; it is tried again.
+            () if self.awaited => drop(self.listen(&mut line)),
+            () => {}
+        }
+        Ok(())
     }
 
     /// From now on the reaper hears what it says, and sends what is left to be sent.
@@ -41,9 +54,6 @@ impl Unit {
     /// The line is ready: sends what is left to be sent, hears what there is to hear.
     pub(crate) fn on_line(self: &Arc<Self>, buffer: &mut [u8]) {
         let mut line = lock(&self.line);
-        if lock(&self.state).attended {
-            return;
-        }
         line.send_left();
         // Bounded, so that a chatterer does not keep the reaper from the others.
         self.hear(&mut line, 16, buffer);
@@ -55,9 +65,9 @@ impl Unit {
     /// Hears what is there, in at most so many pieces; whether there may be more.
     pub(super) fn hear(self: &Arc<Self>, line: &mut Line, pieces: usize, buffer: &mut [u8]) -> bool {
         for _ in 0..pieces {
-            let (count, more) = match line.receive(buffer) {
+            let count = match line.receive(buffer) {
                 Piece::Nothing => return false,
-                Piece::Some { count, more } => (count, more),
+                Piece::Some(count) => count,
                 Piece::End => {
                     self.close(line);
                     return false;
@@ -66,7 +76,16 @@ impl Unit {
             let mut input = &buffer[..count];
             while !input.is_empty() {
                 match line.decoder.next(&mut input) {
-                    Ok(Some(frame)) => self.on_frame(frame),
+                    Ok(Some(Frame { kind, body })) => match body.unpack(&mut line.descriptors) {
+                        Ok(body) => self.on_frame(kind, body),
+                        Err(Unpacked::Lost) => {
+                            let failed = Failed { step: Step::Receive, why: Unpacked::Lost.to_string() };
+                            self.outcome(Outcome::Failed(failed));
+                        }
+                        Err(Unpacked::Bad(error)) => {
+                            self.change(|life, now| life.on_breach(format!("a message in {error}"), now));
+                        }
+                    },
                     Ok(None) => {}
                     Err(breach) => {
                         self.change(|life, now| life.on_breach(breach.to_string(), now));
@@ -74,9 +93,6 @@ impl Unit {
                         return false;
                     }
                 }
-            }
-            if !more {
-                return true;
             }
         }
         true
@@ -86,8 +102,7 @@ impl Unit {
         line.close(self.runtime.upgrade().as_ref().map(|runtime| &runtime.poller));
     }
 
-    fn on_frame(self: &Arc<Self>, frame: Frame) {
-        let Frame { kind, body } = frame;
+    fn on_frame(self: &Arc<Self>, kind: Kind, body: Bytes) {
         let garbled = || Some("a message that cannot be read".to_owned());
         let breach = match kind {
             Kind::Ready => {

@@ -5,12 +5,13 @@ use std::sync::{Arc, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use super::{Birth, End, Gone, State, Unit};
+use super::{Birth, End, Gone, State, Unit, YOUNG};
 use crate::parent::reaper;
 use crate::parent::table::Verdict;
 use crate::parent::unit::lock;
 use crate::sys::io::{self as sysio, AsFd};
 use crate::sys::pidfd;
+use crate::wire::parcel::Bytes;
 
 impl Unit {
     /// Waits until it is known what came of it, or the time comes. For the one that asked for it.
@@ -26,6 +27,10 @@ impl Unit {
         let Some(runtime) = self.runtime.upgrade().filter(|_| self.is_alive()) else { return true };
         let token = reaper::token(self.id, reaper::EXIT);
         runtime.poller.mute(self.pidfd(), token);
+        if runtime.is_closing() {
+            // All were unmuted, perhaps before.
+            runtime.poller.modify(self.pidfd(), token, false);
+        }
         // The reaper may have been told of it already, or be told again by a shutdown. Then it does the work.
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -40,29 +45,40 @@ impl Unit {
             }
             if ended {
                 // Whoever traces it has it first.
+                runtime.poller.mute(self.pidfd(), token);
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
     }
 
     /// Waits until its last word is home, or it has ended.
+    ///
+    /// At first who waits hears it himself, as most units give their result soon. (The reaper may hear it before, at a deadline; then
+    /// this is told at the end of that time.) Of one that takes longer the reaper tells.
     pub(crate) fn wait_outcome(self: &Arc<Self>) {
         let is_settled = |state: &State| state.life.has_outcome() || state.end.is_some();
-        if !self.attend() {
-            self.wait_for(None, is_settled);
-            return;
-        }
         let mut buffer = [0; 8 << 10];
+        let mut until = Instant::now() + YOUNG;
         while !is_settled(&lock(&self.state)) {
             let (Some(line), Some(runtime)) = (self.end.upgrade(), self.runtime.upgrade()) else {
                 // It has hung up.
                 self.wait_until(None);
                 return;
             };
-            let ready = sysio::wait_any(&[line.as_fd(), self.pidfd().as_fd()], false, None);
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || lock(&self.line).is_watched() {
+                if self.listen(&mut lock(&self.line)).is_ok() {
+                    self.wait_for(None, is_settled);
+                    return;
+                }
+                // The kernel is short of something.
+                until = Instant::now() + YOUNG;
+                continue;
+            }
+            let ready = sysio::wait_any(&[line.as_fd(), self.pidfd().as_fd()], false, Some(left));
             drop(line);
             if ready[0] {
-                self.hear(&mut lock(&self.line), 16, &mut buffer);
+                self.on_line(&mut buffer);
             }
             if ready[1] && !runtime.on_exit(self, &mut buffer) {
                 // Whoever traces it has it first.
@@ -71,23 +87,8 @@ impl Unit {
         }
     }
 
-    /// From now on the calling thread hears what it says; `false` if that has to remain the reaper's.
-    fn attend(&self) -> bool {
-        let mut line = lock(&self.line);
-        if line.has_unsent() {
-            return false;
-        }
-        if let Some(runtime) = self.runtime.upgrade() {
-            line.unwatch(&runtime.poller);
-        }
-        let mut state = lock(&self.state);
-        state.attended = true;
-        state.listen_at = None;
-        true
-    }
-
     /// The bytes of its value, if that is its last word and came in time.
-    pub(crate) fn take_value(&self) -> Option<Vec<u8>> {
+    pub(crate) fn take_value(&self) -> Option<Bytes> {
         let mut state = lock(&self.state);
         match &mut state.end {
             Some(End { verdict, .. }) => match verdict.take() {
@@ -151,7 +152,7 @@ impl Unit {
             let mut line = lock(&self.line);
             // The dead add nothing, so this ends: at the last byte, at its last word, or, where a grandchild holds the
             // line and goes on talking, after so much.
-            for _ in 0..64 {
+            for _ in 0..512 {
                 if line.fd.is_none()
                     || lock(&self.state).life.has_outcome()
                     || !self.hear(&mut line, 16, buffer)
@@ -173,6 +174,12 @@ impl Unit {
             state.end = Some(End { status, verdict: Some(verdict) });
             state.waker.take()
         };
+        // Before anybody is told: a waker may leave the process, or shut all of it down, and neither is to wait for this one.
+        drop(lock(&self.slot).take());
+        self.close(&mut lock(&self.line));
+        if let Some(runtime) = self.runtime.upgrade() {
+            runtime.strike(self);
+        }
         self.tell_sleepers();
         if let Some(waker) = waker {
             // The executor's code: it may panic, and nothing of ours is locked.
@@ -181,8 +188,6 @@ impl Unit {
                 std::mem::forget(payload);
             }
         }
-        drop(lock(&self.slot).take());
-        self.close(&mut lock(&self.line));
         Gone::Now
     }
 }

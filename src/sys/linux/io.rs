@@ -71,7 +71,7 @@ pub(crate) fn put_line(line: OwnedFd) {
 }
 
 /// How many descriptors go with one message at most.
-pub(crate) const MOST: usize = 4;
+pub(crate) const MOST: usize = 6;
 
 /// Sends what fits, and the descriptors with it. `WouldBlock` if nothing does.
 pub(crate) fn send_with(
@@ -79,7 +79,16 @@ pub(crate) fn send_with(
     parts: &[&[u8]],
     descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<usize> {
-    let mut all = [io::IoSlice::new(&[]); 4];
+    send(line, parts, descriptors, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
+}
+
+fn send(
+    line: impl AsFd,
+    parts: &[&[u8]],
+    descriptors: &[BorrowedFd<'_>],
+    flags: SendFlags,
+) -> io::Result<usize> {
+    let mut all = [io::IoSlice::new(&[]); 5];
     for (slice, part) in all.iter_mut().zip(parts) {
         *slice = io::IoSlice::new(part);
     }
@@ -89,7 +98,6 @@ pub(crate) fn send_with(
     if !descriptors.is_empty() {
         control.push(rustix::net::SendAncillaryMessage::ScmRights(descriptors));
     }
-    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
     Ok(rustix::io::retry_on_intr(|| rustix::net::sendmsg(&line, parts, &mut control, flags))?)
 }
 
@@ -184,12 +192,19 @@ pub(crate) fn directory(path: Option<&std::path::Path>) -> io::Result<OwnedFd> {
     above_stdio(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
-/// A directory, told from all others while somebody stays in it.
+/// Which directory it is, as long as somebody stays in it, on a file system that [`tells_places`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
     device: (u32, u32),
     inode: u64,
     mount: u64,
+}
+
+/// Whether its file system gives no two directories one number. Those of programs (FUSE) and other machines may.
+pub(crate) fn tells_places(directory: &OwnedFd) -> bool {
+    /// linux/magic.h: ext2 to ext4, XFS, Btrfs, F2FS, tmpfs, overlayfs, procfs.
+    const LOCAL: [i64; 7] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x0102_1994, 0x794c_7630, 0x9fa0];
+    rustix::fs::fstatfs(directory).is_ok_and(|told| LOCAL.contains(&told.f_type))
 }
 
 /// A directory's, or the calling thread's own; `None` if the kernel does not tell all of it (before Linux 5.8).
@@ -210,11 +225,20 @@ pub(crate) fn send_now(line: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     })?)
 }
 
-/// Sends all, waiting as long as it takes.
-pub(crate) fn send_all(line: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        let sent = rustix::io::retry_on_intr(|| rustix::net::send(&line, bytes, SendFlags::NOSIGNAL))?;
-        bytes = &bytes[sent..];
+/// Sends all, and the descriptors with the first of it, waiting as long as it takes.
+pub(crate) fn send_all_with(
+    line: impl AsFd,
+    parts: [&[u8]; 2],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let mut sent = send(&line, &parts, descriptors, SendFlags::NOSIGNAL)?;
+    for part in parts {
+        let mut rest = &part[sent.min(part.len())..];
+        sent -= part.len() - rest.len();
+        while !rest.is_empty() {
+            let sent = rustix::io::retry_on_intr(|| rustix::net::send(&line, rest, SendFlags::NOSIGNAL))?;
+            rest = &rest[sent..];
+        }
     }
     Ok(())
 }
@@ -222,11 +246,6 @@ pub(crate) fn send_all(line: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
 /// From now on the other end hears the end of this one. What it says is still heard.
 pub(crate) fn end_sending(line: impl AsFd) {
     let _ = rustix::net::shutdown(line, rustix::net::Shutdown::Write);
-}
-
-/// Receives what is there: 0 at the end. `WouldBlock` if nothing is.
-pub(crate) fn receive_now(line: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
-    Ok(rustix::io::retry_on_intr(|| rustix::net::recv(&line, &mut *buffer, RecvFlags::DONTWAIT))?.0)
 }
 
 /// Whether a receive would give something, be it the end, at once or within so many seconds.

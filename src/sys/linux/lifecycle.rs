@@ -59,13 +59,6 @@ pub(crate) fn set_umask(mask: u32) {
     rustix::process::umask(rustix::fs::Mode::from_bits_truncate(mask));
 }
 
-/// From now on this process may have as many files open as it can be given.
-pub(crate) fn raise_limit_of_files() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, rustix::process::Rlimit { current: limit.maximum, ..limit });
-}
-
 /// The calling thread's id in the kernel. Unlike std's, it can be asked while thread-local storage is torn down.
 pub(crate) fn thread_id() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get() as u32

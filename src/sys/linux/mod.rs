@@ -7,6 +7,8 @@ pub(crate) mod image;
 pub(crate) mod io;
 pub(crate) mod ledger;
 pub(crate) mod lifecycle;
+pub(crate) mod limit;
+pub(crate) mod memory;
 pub(crate) mod pidfd;
 pub(crate) mod rights;
 pub(crate) mod signals;

@@ -2,6 +2,7 @@
 //! counts.
 
 use super::{DEPTH, I128, SOME, U8S, U128};
+use crate::sys::memory;
 use rmp_serde::decode::{Deserializer as Rmp, Error, ReadRefReader};
 use serde::de::{
     self, DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Error as _, IgnoredAny, MapAccess,
@@ -172,7 +173,26 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Wrapped<V> {
     visit_through! {
         visit_bool: bool, visit_i8: i8, visit_i16: i16, visit_i32: i32, visit_i64: i64, visit_u8: u8,
         visit_u16: u16, visit_u32: u32, visit_u64: u64, visit_f32: f32, visit_f64: f64, visit_str: &str,
-        visit_borrowed_str: &'de str, visit_bytes: &[u8], visit_borrowed_bytes: &'de [u8],
+        visit_bytes: &[u8],
+    }
+
+    fn visit_borrowed_str<E: de::Error>(self, v: &'de str) -> Result<V::Value, E> {
+        if v.len() < memory::HUGE {
+            return self.visitor.visit_borrowed_str(v);
+        }
+        // Nobody borrows what is decoded here. Whoever wants a copy of this gets one in better pages than his own.
+        let mut copy = String::from_utf8(room(v.len())).unwrap_or_default();
+        copy.push_str(v);
+        self.visitor.visit_string(copy)
+    }
+
+    fn visit_borrowed_bytes<E: de::Error>(self, v: &'de [u8]) -> Result<V::Value, E> {
+        if v.len() < memory::HUGE {
+            return self.visitor.visit_borrowed_bytes(v);
+        }
+        let mut copy = room(v.len());
+        copy.extend_from_slice(v);
+        self.visitor.visit_byte_buf(copy)
     }
 
     fn visit_unit<E: de::Error>(self) -> Result<V::Value, E> {
@@ -213,6 +233,13 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Wrapped<V> {
     fn visit_enum<A: EnumAccess<'de>>(self, data: A) -> Result<V::Value, A::Error> {
         self.visitor.visit_enum(Parts { inner: data, room: self.room })
     }
+}
+
+/// An empty buffer for so many bytes.
+fn room(bytes: usize) -> Vec<u8> {
+    let mut room = Vec::new();
+    memory::reserve(&mut room, bytes);
+    room
 }
 
 /// The visitor of an `Option` within a `Some`, which is marked without exception.

@@ -21,6 +21,7 @@
 //!   it. Bytes left over are an error.
 
 mod de;
+mod output;
 mod ser;
 #[cfg(test)]
 mod hostile;

@@ -1,18 +1,10 @@
 //! Encoding. `rmp-serde` writes the scalars and strings; what has a length, or needs a mark, is written here:
 //! its own compounds trust the announced length and count no depth.
 
+use super::output::{FIXEXT_1, FIXEXT_16, Kind, NIL, Output, length};
 use super::{DEPTH, I128, SOME, U8S, U128};
 use rmp_serde::{MSGPACK_EXT_STRUCT_NAME, Serializer, encode::Error};
 use serde::ser::{self, Error as _, Serialize};
-
-// The markers of MessagePack that are written here.
-const NIL: u8 = 0xc0;
-const EXT_32: u8 = 0xc9;
-const FIXEXT_1: u8 = 0xd4;
-const FIXEXT_16: u8 = 0xd8;
-
-/// Marker, length, type of an extension value with a 32-bit length.
-const EXT_HEADER: usize = 6;
 
 /// Shorter sequences of `u8` gain nothing from being kept as raw bytes.
 const SHORT: usize = 8;
@@ -21,48 +13,6 @@ pub(super) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, Error>
     let mut out = Output { ser: Serializer::new(Vec::with_capacity(128)) };
     value.serialize(Encoder::new(&mut out))?;
     Ok(out.ser.into_inner())
-}
-
-/// What has been written so far.
-struct Output {
-    ser: Serializer<Vec<u8>>,
-}
-
-impl Output {
-    #[inline]
-    fn bytes(&mut self) -> &mut Vec<u8> {
-        self.ser.get_mut()
-    }
-
-    fn header(&mut self, kind: Kind, count: usize) -> Result<(), Error> {
-        let (header, len) = kind.header(count)?;
-        self.bytes().extend_from_slice(&header[..len]);
-        Ok(())
-    }
-
-    /// Opens an extension value whose length is not known yet; returns where it starts.
-    fn open(&mut self) -> usize {
-        let start = self.bytes().len();
-        self.bytes().extend([0; EXT_HEADER]);
-        start
-    }
-
-    /// Closes the extension value that starts at `start`.
-    fn close(&mut self, start: usize, tag: i8) -> Result<(), Error> {
-        let bytes = self.bytes();
-        let [a, b, c, d] = length(bytes.len() - start - EXT_HEADER)?.to_be_bytes();
-        bytes[start..start + EXT_HEADER].copy_from_slice(&[EXT_32, a, b, c, d, tag.to_be_bytes()[0]]);
-        Ok(())
-    }
-
-    /// The sequence that was being gathered as raw bytes becomes an ordinary array.
-    #[cold]
-    fn scatter(&mut self, start: usize, announced: usize) -> Result<(), Error> {
-        let raw = self.bytes().split_off(start + EXT_HEADER);
-        self.bytes().truncate(start);
-        self.header(Kind::Array, announced)?;
-        raw.into_iter().try_for_each(|byte| ser::Serializer::serialize_u8(&mut self.ser, byte))
-    }
 }
 
 /// Whether a value is an element of a sequence that has been nothing but `u8` until now, kept as raw bytes.
@@ -81,34 +31,6 @@ enum Gather {
 /// little.)
 pub(super) type Written = Option<u8>;
 const WRITTEN: Written = None;
-
-/// No length in MessagePack has more than 32 bits; `rmp-serde` would cut it off without a word.
-fn length(len: usize) -> Result<u32, Error> {
-    u32::try_from(len)
-        .map_err(|_| Error::custom(format_args!("a length of {len} is more than the format holds")))
-}
-
-#[derive(Clone, Copy)]
-enum Kind {
-    Array,
-    Map,
-}
-
-impl Kind {
-    /// The first bytes of an array or a map, and how many they are.
-    fn header(self, count: usize) -> Result<([u8; 5], usize), Error> {
-        let (fix, marker_16, marker_32) = match self {
-            Kind::Array => (0x90, 0xdc, 0xdd),
-            Kind::Map => (0x80, 0xde, 0xdf),
-        };
-        let [a, b, c, d] = length(count)?.to_be_bytes();
-        Ok(match count {
-            0..=0xf => ([fix | d, 0, 0, 0, 0], 1),
-            0x10..=0xffff => ([marker_16, c, d, 0, 0], 3),
-            _ => ([marker_32, a, b, c, d], 5),
-        })
-    }
-}
 
 /// Encodes one value.
 pub(super) struct Encoder<'a> {
@@ -238,13 +160,17 @@ impl<'a> ser::Serializer for Encoder<'a> {
 
     fn serialize_str(self, v: &str) -> Result<Written, Error> {
         length(v.len())?;
-        self.plain()?.ser.serialize_str(v)?;
+        let out = self.plain()?;
+        out.make_room(v.len());
+        out.ser.serialize_str(v)?;
         Ok(WRITTEN)
     }
 
     fn serialize_bytes(self, v: &[u8]) -> Result<Written, Error> {
         length(v.len())?;
-        self.plain()?.ser.serialize_bytes(v)?;
+        let out = self.plain()?;
+        out.make_room(v.len());
+        out.ser.serialize_bytes(v)?;
         Ok(WRITTEN)
     }
 

@@ -156,157 +156,48 @@ fn none<T>() -> std::io::Result<T> {
     Err(std::io::ErrorKind::Unsupported.into())
 }
 
-pub(crate) mod io {
+pub(crate) mod io;
+
+pub(crate) mod memory {
     use std::io::Result;
-    use std::time::Duration;
+    use std::ops::Deref;
 
-    #[cfg(unix)]
-    pub(crate) use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-    #[cfg(windows)]
-    pub(crate) use std::os::windows::io::{
-        AsHandle as AsFd, BorrowedHandle as BorrowedFd, OwnedHandle as OwnedFd,
-    };
+    use super::io::OwnedFd;
 
-    use super::none;
-
-    pub(crate) fn above_stdio(fd: OwnedFd) -> Result<OwnedFd> {
-        Ok(fd)
+    pub(crate) fn sealed(_: &[u8]) -> Result<OwnedFd> {
+        super::none()
     }
 
-    pub(crate) fn line() -> Result<(OwnedFd, OwnedFd)> {
-        none()
+    pub(crate) const HUGE: usize = usize::MAX;
+
+    pub(crate) fn reserve(bytes: &mut Vec<u8>, additional: usize) {
+        bytes.reserve(additional);
     }
 
-    pub(crate) fn pipe() -> Result<(OwnedFd, OwnedFd)> {
-        none()
+    #[derive(Debug)]
+    pub(crate) struct Mapping;
+
+    impl Mapping {
+        pub(crate) fn of(_: &OwnedFd, _: usize) -> Result<Self> {
+            super::none().map(|()| Self)
+        }
     }
 
-    pub(crate) fn null() -> Result<OwnedFd> {
-        none()
+    impl Deref for Mapping {
+        type Target = [u8];
+
+        fn deref(&self) -> &[u8] {
+            &[]
+        }
     }
+}
 
-    pub(crate) fn open_missing_streams() {}
-
-    pub(crate) fn take_line() -> OwnedFd {
-        unreachable!("there is no child here")
-    }
-
-    pub(crate) fn send_now(_: impl AsFd, _: &[u8]) -> Result<usize> {
-        none()
-    }
-
-    pub(crate) fn send_all(_: impl AsFd, _: &[u8]) -> Result<()> {
-        none()
-    }
-
-    pub(crate) fn receive(_: impl AsFd, _: &mut [u8]) -> Result<usize> {
-        none()
-    }
-
-    pub(crate) fn queued(_: impl AsFd) -> usize {
-        0
-    }
-
-    pub(crate) fn is_all_received(_: impl AsFd) -> bool {
-        false
-    }
-
-    pub(crate) fn end_sending(_: impl AsFd) {}
-
-    pub(crate) fn receive_now(_: impl AsFd, _: &mut [u8]) -> Result<usize> {
-        none()
-    }
-
-    pub(crate) fn is_readable(_: impl AsFd, _: i64) -> bool {
-        false
-    }
-
-    pub(crate) const MOST: usize = 4;
-
-    pub(crate) struct Received {
-        pub(crate) count: usize,
-        pub(crate) descriptors: [Option<OwnedFd>; MOST],
-    }
-
-    pub(crate) fn packet_line() -> Result<(OwnedFd, OwnedFd)> {
-        none()
-    }
-
-    pub(crate) fn put_line(_: OwnedFd) {}
-
-    pub(crate) fn send_with(_: impl AsFd, _: &[&[u8]], _: &[BorrowedFd<'_>]) -> Result<usize> {
-        none()
-    }
-
-    pub(crate) fn receive_with(_: impl AsFd, _: &mut [u8]) -> Result<Received> {
-        none().map(|()| Received { count: 0, descriptors: [const { None }; MOST] })
-    }
-
-    pub(crate) fn wait_any(all: &[BorrowedFd<'_>], _: bool, _: Option<Duration>) -> Vec<bool> {
-        vec![true; all.len()]
-    }
-
-    pub(crate) fn standard(_: i32) -> Option<BorrowedFd<'static>> {
+pub(crate) mod limit {
+    pub(crate) fn hint(_: &str, _: &std::io::Error) -> Option<String> {
         None
     }
 
-    pub(crate) fn set_standard(_: i32, _: &OwnedFd) -> Result<()> {
-        none()
-    }
-
-    pub(crate) fn duplicate(_: impl AsFd) -> Result<OwnedFd> {
-        none()
-    }
-
-    pub(crate) fn is_stream(_: i32, _: &OwnedFd) -> bool {
-        false
-    }
-
-    #[derive(Clone, Copy, PartialEq, Eq)]
-    pub(crate) struct Place;
-
-    pub(crate) fn place(_: Option<&OwnedFd>) -> Option<Place> {
-        None
-    }
-
-    pub(crate) fn directory(_: Option<&std::path::Path>) -> Result<OwnedFd> {
-        none()
-    }
-
-    pub(crate) fn discard(_: impl AsFd) -> bool {
-        false
-    }
-
-    pub(crate) fn set_nonblocking(_: impl AsFd) -> Result<()> {
-        none()
-    }
-
-    pub(crate) const BATCH: usize = 64;
-    pub(crate) const BELL: u64 = u64::MAX;
-
-    pub(crate) struct Poller;
-
-    impl Poller {
-        pub(crate) fn new() -> Result<Self> {
-            none()
-        }
-
-        pub(crate) fn add(&self, _: impl AsFd, _: u64, _: bool) -> Result<()> {
-            none()
-        }
-
-        pub(crate) fn modify(&self, _: impl AsFd, _: u64, _: bool) {}
-
-        pub(crate) fn mute(&self, _: impl AsFd, _: u64) {}
-
-        pub(crate) fn remove(&self, _: impl AsFd) {}
-
-        pub(crate) fn ring(&self) {}
-
-        pub(crate) fn wait(&self, _: Option<Duration>) -> Vec<u64> {
-            Vec::new()
-        }
-    }
+    pub(crate) fn raise_files() {}
 }
 
 pub(crate) mod lifecycle {
@@ -338,8 +229,6 @@ pub(crate) mod lifecycle {
     pub(crate) fn go_to_root() {}
 
     pub(crate) fn set_umask(_: u32) {}
-
-    pub(crate) fn raise_limit_of_files() {}
 
     pub(crate) fn thread_id() -> u32 {
         0

@@ -1,0 +1,44 @@
+//! The limits of a process.
+
+use std::io;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Which limit an error of the system speaks of that came of that step, in words for the end of its message.
+pub(crate) fn hint(step: &str, error: &io::Error) -> Option<String> {
+    let of = |resource, name: &str| {
+        let limit = getrlimit(resource).current;
+        let limit = limit.map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string());
+        format!("; the limit is {limit} ({name})")
+    };
+    match error.raw_os_error()? {
+        libc::EMFILE => Some(of(Resource::Nofile, "RLIMIT_NOFILE; each unit takes two descriptors")),
+        libc::ENFILE => Some("; the limit is the whole system's (fs.file-max)".into()),
+        // fork(2): also a cgroup's pids.max, and the system's own.
+        libc::EAGAIN if step.starts_with("clone") => {
+            Some(of(Resource::Nproc, "RLIMIT_NPROC, or a cgroup's pids.max"))
+        }
+        _ => None,
+    }
+}
+
+/// From now on this process may have as many files open as it can be given.
+pub(crate) fn raise_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_is_named_where_there_is_one() {
+        let hint = |step, errno| hint(step, &io::Error::from_raw_os_error(errno));
+        assert!(hint("socketpair", libc::EMFILE).unwrap().contains("RLIMIT_NOFILE"));
+        assert!(hint("clone, in the zygote", libc::EAGAIN).unwrap().contains("RLIMIT_NPROC"));
+        assert_eq!(hint("sending its context", libc::EAGAIN), None);
+        assert_eq!(hint("clone", libc::ENOENT), None);
+        assert_eq!(super::hint("clone", &io::Error::other("of ours")), None);
+    }
+}

@@ -1,0 +1,152 @@
+//! Descriptors, where there are none of ours.
+
+use std::io::Result;
+use std::time::Duration;
+
+#[cfg(unix)]
+pub(crate) use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+#[cfg(windows)]
+pub(crate) use std::os::windows::io::{
+    AsHandle as AsFd, BorrowedHandle as BorrowedFd, OwnedHandle as OwnedFd,
+};
+
+use super::none;
+
+pub(crate) fn above_stdio(fd: OwnedFd) -> Result<OwnedFd> {
+    Ok(fd)
+}
+
+pub(crate) fn line() -> Result<(OwnedFd, OwnedFd)> {
+    none()
+}
+
+pub(crate) fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    none()
+}
+
+pub(crate) fn null() -> Result<OwnedFd> {
+    none()
+}
+
+pub(crate) fn open_missing_streams() {}
+
+pub(crate) fn take_line() -> OwnedFd {
+    unreachable!("there is no child here")
+}
+
+pub(crate) fn send_now(_: impl AsFd, _: &[u8]) -> Result<usize> {
+    none()
+}
+
+pub(crate) fn send_all_with(_: impl AsFd, _: [&[u8]; 2], _: &[BorrowedFd<'_>]) -> Result<()> {
+    none()
+}
+
+pub(crate) fn receive(_: impl AsFd, _: &mut [u8]) -> Result<usize> {
+    none()
+}
+
+pub(crate) fn queued(_: impl AsFd) -> usize {
+    0
+}
+
+pub(crate) fn is_all_received(_: impl AsFd) -> bool {
+    false
+}
+
+pub(crate) fn end_sending(_: impl AsFd) {}
+
+pub(crate) fn is_readable(_: impl AsFd, _: i64) -> bool {
+    false
+}
+
+pub(crate) const MOST: usize = 6;
+
+pub(crate) struct Received {
+    pub(crate) count: usize,
+    pub(crate) descriptors: [Option<OwnedFd>; MOST],
+}
+
+pub(crate) fn packet_line() -> Result<(OwnedFd, OwnedFd)> {
+    none()
+}
+
+pub(crate) fn put_line(_: OwnedFd) {}
+
+pub(crate) fn send_with(_: impl AsFd, _: &[&[u8]], _: &[BorrowedFd<'_>]) -> Result<usize> {
+    none()
+}
+
+pub(crate) fn receive_with(_: impl AsFd, _: &mut [u8]) -> Result<Received> {
+    none().map(|()| Received { count: 0, descriptors: [const { None }; MOST] })
+}
+
+pub(crate) fn wait_any(all: &[BorrowedFd<'_>], _: bool, _: Option<Duration>) -> Vec<bool> {
+    vec![true; all.len()]
+}
+
+pub(crate) fn standard(_: i32) -> Option<BorrowedFd<'static>> {
+    None
+}
+
+pub(crate) fn set_standard(_: i32, _: &OwnedFd) -> Result<()> {
+    none()
+}
+
+pub(crate) fn duplicate(_: impl AsFd) -> Result<OwnedFd> {
+    none()
+}
+
+pub(crate) fn is_stream(_: i32, _: &OwnedFd) -> bool {
+    false
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place;
+
+pub(crate) fn tells_places(_: &OwnedFd) -> bool {
+    false
+}
+
+pub(crate) fn place(_: Option<&OwnedFd>) -> Option<Place> {
+    None
+}
+
+pub(crate) fn directory(_: Option<&std::path::Path>) -> Result<OwnedFd> {
+    none()
+}
+
+pub(crate) fn discard(_: impl AsFd) -> bool {
+    false
+}
+
+pub(crate) fn set_nonblocking(_: impl AsFd) -> Result<()> {
+    none()
+}
+
+pub(crate) const BATCH: usize = 64;
+pub(crate) const BELL: u64 = u64::MAX;
+
+pub(crate) struct Poller;
+
+impl Poller {
+    pub(crate) fn new() -> Result<Self> {
+        none()
+    }
+
+    pub(crate) fn add(&self, _: impl AsFd, _: u64, _: bool) -> Result<()> {
+        none()
+    }
+
+    pub(crate) fn modify(&self, _: impl AsFd, _: u64, _: bool) {}
+
+    pub(crate) fn mute(&self, _: impl AsFd, _: u64) {}
+
+    pub(crate) fn remove(&self, _: impl AsFd) {}
+
+    pub(crate) fn ring(&self) {}
+
+    pub(crate) fn wait(&self, _: Option<Duration>) -> Vec<u64> {
+        Vec::new()
+    }
+}
