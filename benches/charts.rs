@@ -139,7 +139,7 @@ fn draw_lines(
     let values = lines.iter().flat_map(|(_, values)| values.iter().copied());
     let Some(range) = bounds(values, 1.5) else { return Ok(()) };
     // Over few decades each digit has a line with a label, and that is enough.
-    let light = if range.end / range.start < 100.0 { 0 } else { 10 };
+    let light = if range.end / range.start < 100.0 { 1 } else { 10 };
     let names = |place: &SegmentValue<usize>| match place {
         SegmentValue::CenterOf(n) => places.get(*n).cloned().unwrap_or_default(),
         _ => String::new(),
@@ -150,7 +150,7 @@ fn draw_lines(
         .build_cartesian_2d((0..places.len() - 1).into_segmented(), range.log_scale())?;
     axes.configure_mesh()
         .disable_x_mesh()
-        .max_light_lines(light)
+        .y_max_light_lines(light)
         .x_labels(places.len())
         .x_label_formatter(&names)
         .y_label_formatter(&figure)
@@ -176,6 +176,9 @@ fn draw_lines(
     let heights: Vec<i32> = ends.iter().map(|((_, y), ..)| *y).collect();
     for (((x, y), name, colour), height) in ends.into_iter().zip(apart(heights, bottom)) {
         area.draw(&PathElement::new([(x + 5, y), (x + 24, height)], colour.mix(0.5)))?;
+        // No line of the mesh through it.
+        let end = x + 30 + 8 * name.len() as i32;
+        area.draw(&Rectangle::new([(x + 25, height - 6), (end, height + 6)], WHITE.filled()))?;
         area.draw(&Text::new(name.as_str(), (x + 28, height), style(colour, HPos::Left)))?;
     }
     Ok(())

@@ -97,7 +97,7 @@ fn tell(report: &mut Report, title: &str, mut rows: Vec<Row>) -> Vec<(&'static s
         "reaped",
         "reaped / Command's",
         "result / a thread's",
-        "the first of all",
+        "the very first, nothing touched",
         "turns",
     ];
     let rows: Vec<(String, Vec<String>)> =
@@ -238,7 +238,7 @@ pub fn payloads(report: &mut Report, rounds: usize) {
     let sizes = [
         ("1 KiB", 1 << 10, (rounds / 2).clamp(5, 100)),
         ("1 MiB", 1 << 20, (rounds / 10).clamp(5, 50)),
-        ("64 MiB", 64 << 20, (rounds / 20).clamp(3, 5)),
+        ("64 MiB", 64 << 20, (rounds / 20).clamp(3, 9)),
     ];
     let mut contenders = contenders(|_| true);
     for (kind, title) in [("text", "String"), ("bytes", "serde_bytes::ByteBuf"), ("numbers", "Vec<u8>")] {

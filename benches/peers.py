@@ -32,7 +32,7 @@ def answer(pipe, work, arguments):
 
 
 class Started:
-    """A process that was started, and where its result comes from."""
+    """A process that was started, and where its result comes from: `result` waits for that, `end` for the process."""
 
     def __init__(self, process, pipe):
         self.process, self.pipe = process, pipe
@@ -46,7 +46,7 @@ class Started:
 
 
 class Processes:
-    """`multiprocessing.Process`, by one of its start methods."""
+    """`multiprocessing.Process`, by one of its start methods; `begin` starts one."""
 
     def __init__(self, method):
         self.context = multiprocessing.get_context(method)
@@ -86,7 +86,7 @@ class Ancestor:
 
 
 class Submitted:
-    """The one thing that an executor was made for."""
+    """The one thing that an executor was made for; the worker is joined with the executor."""
 
     def __init__(self, executor, future):
         self.executor, self.future = executor, future
@@ -110,6 +110,7 @@ class Executors:
 
 
 def way(name):
+    """The way of that name."""
     if name == "offspring":
         return Ancestor()
     if name in ("futures", "loky"):
@@ -160,6 +161,7 @@ def carry(way, kind, size):
 
 
 def serve(name):
+    """The server's life."""
     try:
         chosen = way(name)
     except ImportError:

@@ -29,11 +29,12 @@ impl Report {
             python.map_or("no Python".into(), |output| String::from_utf8_lossy(&output.stdout).into_owned());
         let text = format!(
             "# Results\n\nWritten by `cargo bench --bench peers` ({rounds} rounds). {cpus} processors ({}), Linux {kernel}, {} of memory, \
-             huge pages: {}; {}. Absolute times differ from machine to machine; read the ratios.\n",
+             huge pages: {}; {}; a load of {} before it began. Absolute times differ from machine to machine; read the ratios.\n",
             line("/proc/cpuinfo", "model name"),
             line("/proc/meminfo", "MemTotal"),
             line("/sys/kernel/mm/transparent_hugepage/enabled", ""),
             python.trim(),
+            line("/proc/loadavg", "").split(' ').next().unwrap_or_default(),
         );
         Self { text, charts: Vec::new() }
     }

@@ -7,9 +7,10 @@ use std::time::Duration;
 use crate::server::Server;
 
 /// The ways, as their servers and the report call them, in the order of the report.
-const OWN: [(&str, &str); 8] = [
+const OWN: [(&str, &str); 9] = [
     ("thread", "thread"),
     ("fork", "fork"),
+    ("by hand", "fork, by hand"),
     ("Command", "Command"),
     ("spare", "offspring"),
     ("call", "offspring: result"),

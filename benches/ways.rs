@@ -1,8 +1,10 @@
 //! The ways to have something done elsewhere: each starts one, and tells when what happened.
 
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
@@ -45,6 +47,7 @@ pub fn way(name: &str) -> Box<dyn Way> {
     match name {
         "thread" => Box::new(Thread),
         "fork" => Box::new(Fork),
+        "by hand" => Box::new(ByHand),
         "Command" => Box::new(Executed),
         "procspawn" => Box::new(Procspawn),
         "call" => Box::new(Call),
@@ -137,6 +140,59 @@ impl Way for Fork {
         reader.read_to_end(&mut back).unwrap();
         Self::wait(pid);
         rmp_serde::from_slice(&back).unwrap()
+    }
+}
+
+/// As [`Fork`], with what has to be written by hand until it does what a unit does: a socket, a unit that is decoded, a panic that
+/// would be caught, a result that is encoded, and an exit with its handlers.
+struct ByHand;
+
+impl ByHand {
+    fn begin<A, R>(argument: &A, work: fn(A) -> R) -> (i32, UnixStream)
+    where
+        A: Serialize + DeserializeOwned,
+        R: Serialize,
+    {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let pid = Fork::copy(|| {
+            let argument = rmp_serde::from_read(&theirs).unwrap();
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(argument))).unwrap();
+            (&theirs).write_all(&rmp_serde::to_vec_named(&result).unwrap()).unwrap();
+            std::process::exit(0);
+        });
+        drop(theirs);
+        ours.write_all(&rmp_serde::to_vec_named(argument).unwrap()).unwrap();
+        (pid, ours)
+    }
+
+    fn end<R: DeserializeOwned>((pid, mut line): (i32, UnixStream)) -> (R, u64) {
+        let mut bytes = Vec::new();
+        line.read_to_end(&mut bytes).unwrap();
+        let result = rmp_serde::from_slice(&bytes).unwrap();
+        let home = now();
+        Fork::wait(pid);
+        (result, home)
+    }
+}
+
+impl Way for ByHand {
+    fn start(&self) -> Times {
+        let begun = Self::begin(&(), |()| now());
+        let called = now();
+        let (first, result) = Self::end(begun);
+        [called, first, result, now()]
+    }
+
+    fn begin(&self) -> Rest {
+        let begun = Self::begin(&(), |()| now());
+        Box::new(move || {
+            Self::end::<u64>(begun);
+            None
+        })
+    }
+
+    fn carry(&self, payload: Payload) -> Payload {
+        Self::end(Self::begin(&payload, |payload: Payload| payload)).0
     }
 }
 

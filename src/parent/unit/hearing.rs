@@ -94,6 +94,10 @@ impl Unit {
                     }
                 }
             }
+            // Less than there is room for was all there was, most likely.
+            if count < buffer.len() {
+                return true;
+            }
         }
         true
     }

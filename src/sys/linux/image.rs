@@ -221,9 +221,9 @@ impl Exit {
     }
 
     extern "C" fn visit(info: *mut libc::dl_phdr_info, _: usize, exit: *mut c_void) -> c_int {
-        /// Larger ones are not worth it.
-        const MOST: usize = 256 << 10;
         const PAGE: usize = 4096;
+        /// Of a larger segment, what an exit writes to is about where the file's part ends and the zeroed part begins.
+        const SMALL: usize = 4 * PAGE;
         // SAFETY: dl_iterate_phdr(3) calls us with a valid record, whose headers are mapped while the object is, and with
         // what `find` has lent it.
         let (base, headers, exit) = unsafe {
@@ -239,8 +239,11 @@ impl Exit {
         for header in headers.iter().filter(writable) {
             let (first, end) =
                 (place(header).max(locked) & !(PAGE - 1), place(header) + header.p_memsz as usize);
-            if end.saturating_sub(first) <= MOST {
-                exit.writes.push(first..end);
+            let middle = (place(header) + header.p_filesz as usize) & !(PAGE - 1);
+            match end.saturating_sub(first) <= SMALL {
+                true if first < end => exit.writes.push(first..end),
+                true => {}
+                false => exit.writes.push(middle.max(first)..(middle + 2 * PAGE).min(end)),
             }
         }
         const DT_FINI: usize = 13;

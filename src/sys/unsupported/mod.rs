@@ -168,7 +168,7 @@ pub(crate) mod memory {
         super::none()
     }
 
-    pub(crate) const HUGE: usize = usize::MAX;
+    pub(crate) const HUGE: usize = 1 << 60;
 
     pub(crate) fn reserve(bytes: &mut Vec<u8>, additional: usize) {
         bytes.reserve(additional);
