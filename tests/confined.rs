@@ -29,6 +29,8 @@ fn unit() -> Status {
 
 /// In a thread of its own: confines it, and starts a unit there. What the two have, and the zygote.
 fn compare(fields: &[&str], confine: impl FnOnce() -> bool + Send + 'static) {
+    // The very first is executed, while the zygote is being made.
+    unit();
     let free = unit();
     let zygote = harness::zygote();
     let fields: Vec<String> = fields.iter().map(|field| (*field).to_owned()).collect();
@@ -148,7 +150,9 @@ behaviour! { through ["auto"];
             offspring::shutdown();
             assert_eq!(left.wait().unwrap(), 8);
             // Afresh, with the rights that are left.
-            assert_eq!(unit()["Uid"], "65531\t65531\t65531\t65531");
+            for _ in 0..2 {
+                assert_eq!(unit()["Uid"], "65531\t65531\t65531\t65531");
+            }
             assert!(harness::zygote().is_some());
         });
         parent.unwrap().wait().unwrap();
@@ -161,7 +165,8 @@ behaviour! { through ["auto"];
             }
             for n in 0..5 {
                 assert_eq!(spawn(n, |n: u32| n + 1).unwrap().wait().unwrap(), n + 1);
-                assert_eq!(harness::zygotes().len(), 1);
+                // The very first is executed, while it is being made.
+                assert!(n == 0 || harness::zygotes().len() == 1);
             }
         });
         nobody.unwrap().wait().unwrap();

@@ -66,7 +66,10 @@ impl Parent {
         if matches!(self.0, Death::Confined | Death::ConfinedUnheard) {
             // SAFETY: the unit's first thread; and takes the switch off that would not let it go another way.
             unsafe { std::env::remove_var("OFFSPRING_LAUNCHER") };
-            offspring::spawn((), |()| ()).unwrap().wait().unwrap();
+            // The very first is executed, while the zygote is being made.
+            for _ in 0..2 {
+                offspring::spawn((), |()| ()).unwrap().wait().unwrap();
+            }
             // SAFETY: sets a flag of this thread.
             unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
         }

@@ -123,6 +123,11 @@ impl Launch<'_> {
             Some(Launcher::Exec) => return exec::launch(self),
             // A waker's thread is the one that hears what the zygote says.
             _ if reaper::is_this_thread() => return exec::launch(self),
+            // The zygote would take as long to be ready as the program takes to be executed once more. Both at the same time.
+            None if self.starting.runtime.zygotes.is_first(&self.starting.runtime) => {
+                self.starting.runtime.parking.on_first(self.entry);
+                return exec::launch(self);
+            }
             _ => {}
         }
         match clone::launch(self)? {

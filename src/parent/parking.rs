@@ -79,6 +79,18 @@ impl All {
 }
 
 impl Parking {
+    /// A unit is started without a spare, for there is no zygote yet. There may be more.
+    pub(super) fn on_first(&self, entry: u64) {
+        let mut all = lock(&self.all);
+        all.entry = entry;
+        all.supply.on_start(false, true, Instant::now());
+    }
+
+    /// For the reaper: the zygote is ready.
+    pub(super) fn on_zygote(&self) {
+        lock(&self.all).supply.on_loss(Instant::now());
+    }
+
     /// Takes a spare of that zygote's, for a start.
     pub(super) fn take(&self, runtime: &Runtime, zygote: &Arc<Zygote>, entry: u64) -> Option<Spare> {
         let mut all = lock(&self.all);

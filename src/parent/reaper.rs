@@ -139,6 +139,7 @@ fn hear_zygote(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) -> Heard {
                 runtime.zygotes.on_hello(zygote, hello);
                 // Those of the one before, and those that were executed.
                 runtime.born().iter().for_each(|unit| zygote.entrust(unit));
+                runtime.parking.on_zygote();
             }
             // No zygote of ours.
             Err(_) => return Heard::End,

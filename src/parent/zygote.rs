@@ -82,6 +82,17 @@ impl Zygotes {
         lock(&self.now).crashes
     }
 
+    /// Whether there is none, and nobody has asked for one yet: then it is made from now on, and the caller need not wait for it.
+    pub(super) fn is_first(&self, runtime: &Runtime) -> bool {
+        let now = lock(&self.now);
+        let is_wanted = now.zygote.is_none() && now.unfit.is_none() && now.refused.is_none();
+        let is_first = is_wanted && now.crashes == 0 && !self.wanted.swap(true, Ordering::SeqCst);
+        if is_first {
+            runtime.poller.ring();
+        }
+        is_first
+    }
+
     /// The zygote, ready to be asked; it is made if there is none. `seen`: how many crashes are not to be counted.
     pub(super) fn get(
         &self,
