@@ -1,6 +1,6 @@
 //! The ways to have something done elsewhere: each starts one, and tells when what happened.
 
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
@@ -155,7 +155,7 @@ impl ByHand {
     {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         let pid = Fork::copy(|| {
-            let argument = rmp_serde::from_read(&theirs).unwrap();
+            let argument = rmp_serde::from_read(BufReader::new(&theirs)).unwrap();
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(argument))).unwrap();
             (&theirs).write_all(&rmp_serde::to_vec_named(&result).unwrap()).unwrap();
             std::process::exit(0);

@@ -136,11 +136,11 @@ behaviour! { through ["auto"];
         if !can("a filter", harness::filter(libc::SYS_clone3, libc::ENOSYS, true)) {
             return;
         }
-        spawn((), |()| ()).unwrap().wait().unwrap();
+        let pid = warm_up();
         eventually("the spares stay", || harness::spares().is_empty());
         let low = libc::rlimit { rlim_cur: 6, rlim_max: 4096 };
         // SAFETY: a valid record.
-        unsafe { libc::prlimit(zygote().unwrap() as i32, libc::RLIMIT_NOFILE, &raw const low, std::ptr::null_mut()) };
+        unsafe { libc::prlimit(pid as i32, libc::RLIMIT_NOFILE, &raw const low, std::ptr::null_mut()) };
         let unit = Offspring::new(Mark { file: file.clone(), number: 1 });
         assert_eq!(unit.and_then(Offspring::wait).unwrap(), 1);
         assert_eq!(runs(&file), BTreeMap::from([(1, 1)]));

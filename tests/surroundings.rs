@@ -297,7 +297,8 @@ mod fallback {
         }
 
         fn a_zygote_without_descriptors_leaves_the_slow_way() {
-            assert_eq!(double(1).unwrap(), 2);
+            // The very first is executed, while the zygote is being made.
+            assert_eq!((double(1).unwrap(), double(2).unwrap()), (2, 4));
             let pid = zygote().unwrap() as i32;
             let old = limit_files(pid, 5);
             assert_eq!(double(2).unwrap(), 4);
