@@ -129,6 +129,20 @@ behaviour! {
         assert_eq!(unit.unwrap().wait().unwrap().len(), 3 << 20);
     }
 
+    fn a_limit_of_the_size_of_files_is_none_of_results() {
+        let unit = spawn((), |()| {
+            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            // SAFETY: a valid record.
+            assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const none) }, 0);
+            "x".repeat(3 << 20)
+        });
+        assert_eq!(unit.unwrap().wait().unwrap().len(), 3 << 20);
+        let limit = libc::rlimit { rlim_cur: 10_000, rlim_max: 10_000 };
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) }, 0);
+        assert_eq!(spawn("x".repeat(3 << 20), |text: String| text.len()).unwrap().wait().unwrap(), 3 << 20);
+    }
+
     fn a_panic_with_a_long_message_goes_the_same_way() {
         let unit = Offspring::builder(Verbose).stderr(Stdio::null()).spawn();
         let error = unit.unwrap().wait().unwrap_err();
@@ -143,6 +157,26 @@ behaviour! {
             assert_eq!(error.kind(), kind, "{lie:?}: {error}");
             assert!(error.to_string().contains("message") || kind == ErrorKind::Decode, "{lie:?}: {error}");
         }
+    }
+}
+
+behaviour! { through ["auto"];
+    fn an_environment_too_large_for_execve_is_no_hindrance_to_the_very_first() {
+        for _ in 0..2 {
+            let unit = Offspring::builder(Reads).env("BIG", "x".repeat(200_000)).spawn();
+            assert_eq!(unit.unwrap().wait().unwrap(), 200_000);
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Reads;
+
+impl Subprocess for Reads {
+    type Output = usize;
+
+    fn run(self) -> usize {
+        std::env::var("BIG").unwrap().len()
     }
 }
 

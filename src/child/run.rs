@@ -85,7 +85,12 @@ impl Line {
             // It fails if the parent is gone; then the guard sees to us.
             let parcel = Parcel::pack(kind, body);
             let memory = parcel.memory();
-            let _ = sys::io::send_all_with(&*self.fd, [&parcel.header, parcel.body], memory.as_slice());
+            let sent = sys::io::send_all_with(&*self.fd, [&parcel.header, parcel.body], memory.as_slice());
+            if sent.is_err() && memory.is_some() {
+                // Too many descriptors are on their way (ETOOMANYREFS), say. Of that message nothing has been sent.
+                let plain = Parcel::plain(kind, body);
+                let _ = sys::io::send_all_with(&*self.fd, [&plain.header, plain.body], &[]);
+            }
         }
     }
 

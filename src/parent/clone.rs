@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::exec::is_gone;
 use super::launcher::{Failure, Launch, Launcher};
 use super::parking::care;
 use super::unit::{Birth, Unit};
@@ -191,13 +192,8 @@ fn tell(launch: &Launch<'_>, zygote: &Zygote, unit: &Arc<Unit>, place: Option<Pl
     let start = start.map_err(|error| Untold::Failed("its terms", error))?;
     let descriptors: Vec<BorrowedFd<'_>> =
         directory.iter().map(AsFd::as_fd).chain(files.iter().flatten().map(File::as_fd)).collect();
-    let told = unit.tell(launch.parcels(&start), &descriptors);
+    let told = unit.tell([&start, &launch.order.bytes], &descriptors);
     told.map_err(|error| Untold::Refused("sending its context", error))
-}
-
-/// The line has no other end any more.
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 fn late() -> Failure {

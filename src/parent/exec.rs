@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::hash::{BuildHasher, RandomState};
+use std::io;
 use std::sync::Arc;
 
 use super::launcher::{Failure, Launch};
@@ -13,6 +14,14 @@ use crate::hook;
 use crate::sys::io::{AsFd, OwnedFd};
 use crate::sys::{image, io as sysio, pidfd, signals, spawn};
 use crate::zygote::boot::{self, Claim, Role};
+
+/// The step that fails when there is a child already that has been sent its unit.
+pub(super) const MAY_HAVE_RUN: &str = "epoll";
+
+/// The line has no other end any more.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
 
 pub(super) fn launch(launch: &Launch<'_>) -> Result<Arc<Unit>, Failure> {
     let failed = |step: &'static str| move |error| (step.to_owned(), error);
@@ -39,10 +48,13 @@ pub(super) fn launch(launch: &Launch<'_>) -> Result<Arc<Unit>, Failure> {
     let start = launch.start_message(claim.nonce, None);
     let start = start.map_err(|error| end(("its terms".to_owned(), error)))?;
     let unit = Unit::executed(launch, ours);
-    // It fails if the child is dead already, which its pidfd tells.
-    let _ = unit.tell(launch.parcels(&start), &[]);
+    match unit.tell([&start, &launch.order.bytes], &[]) {
+        // It is dead already, which its pidfd tells.
+        Err(error) if !is_gone(&error) => return Err(end(("sending its unit".to_owned(), error))),
+        _ => {}
+    }
     launch.starting.runtime.expect(&unit, || true);
-    unit.on_birth(child).map_err(|error| ("epoll".to_owned(), error))?;
+    unit.on_birth(child).map_err(|error| (MAY_HAVE_RUN.to_owned(), error))?;
     if let Some(zygote) = launch.starting.runtime.zygotes.current() {
         zygote.entrust(&unit);
     }

@@ -19,9 +19,7 @@ use crate::sys::image::Entry;
 use crate::sys::io::OwnedFd;
 use crate::sys::{constructor, io as sysio};
 use crate::wire::codec;
-use crate::wire::frame::Kind;
 use crate::wire::message::{Context, Guard, Start};
-use crate::wire::parcel::Parcel;
 
 /// A unit, encoded, and what its type and its builder say of it.
 pub(crate) struct Order {
@@ -126,7 +124,11 @@ impl Launch<'_> {
             // The zygote would take as long to be ready as the program takes to be executed once more. Both at the same time.
             None if self.starting.runtime.zygotes.is_first(&self.starting.runtime) => {
                 self.starting.runtime.parking.on_first(self.entry);
-                return exec::launch(self);
+                match exec::launch(self) {
+                    // There was no child that ran, and a clone may be possible: it needs no environment that fits execve(2).
+                    Err((step, _)) if step != exec::MAY_HAVE_RUN => {}
+                    done => return done,
+                }
             }
             _ => {}
         }
@@ -151,11 +153,6 @@ impl Launch<'_> {
             context,
         };
         codec::encode(&message).map_err(io::Error::other)
-    }
-
-    /// Both messages, ready to be sent: that one, and the unit.
-    pub(crate) fn parcels<'a>(&'a self, start: &'a [u8]) -> [Parcel<'a>; 2] {
-        [Parcel::pack(Kind::Start, start), Parcel::pack(Kind::Unit, &self.order.bytes)]
     }
 
     /// The unit's environment: this process's as it is now, with the builder's changes.

@@ -113,6 +113,7 @@ impl Line {
         if let (Some(fd), Some(poller), true) = (self.fd.take(), poller, self.is_watched()) {
             poller.remove(&fd);
         }
+        self.descriptors.clear();
     }
 
     /// Receives a piece of what is there.

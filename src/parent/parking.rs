@@ -171,7 +171,7 @@ impl Parking {
                 }
             }
             (Wish::GiveBack, _) => self.give_back(),
-            (Wish::Retire, Some(zygote)) => zygote.kill(),
+            (Wish::Retire, Some(zygote)) if zygote.has_spoken() => zygote.kill(),
             _ => {}
         }
     }

@@ -70,6 +70,8 @@ struct Now {
     zygote: Option<Arc<Zygote>>,
     /// Why none could be made the last time, until the next is wanted.
     refused: Option<(String, Option<i32>, String)>,
+    /// For the one that is wanted: as whoever wants it has it.
+    environment: Vec<(OsString, OsString)>,
     /// Why none is to be made any more.
     unfit: Option<String>,
     /// How many died before they were ready, and how the last one did.
@@ -84,10 +86,11 @@ impl Zygotes {
 
     /// Whether there is none, and nobody has asked for one yet: then it is made from now on, and the caller need not wait for it.
     pub(super) fn is_first(&self, runtime: &Runtime) -> bool {
-        let now = lock(&self.now);
+        let mut now = lock(&self.now);
         let is_wanted = now.zygote.is_none() && now.unfit.is_none() && now.refused.is_none();
         let is_first = is_wanted && now.crashes == 0 && !self.wanted.swap(true, Ordering::SeqCst);
         if is_first {
+            now.environment = std::env::vars_os().collect();
             runtime.poller.ring();
         }
         is_first
@@ -120,6 +123,7 @@ impl Zygotes {
             }
             if now.zygote.is_none() && !self.wanted.swap(true, Ordering::SeqCst) {
                 now.refused = None;
+                now.environment = std::env::vars_os().collect();
                 runtime.poller.ring();
             }
             asked = true;
@@ -154,7 +158,8 @@ impl Zygotes {
         if !self.wanted.load(Ordering::SeqCst) {
             return;
         }
-        let made = Zygote::new().and_then(|zygote| {
+        let environment = std::mem::take(&mut lock(&self.now).environment);
+        let made = Zygote::new(environment).and_then(|zygote| {
             let zygote = Arc::new(zygote);
             runtime.watch_zygote(&zygote).map_err(|error| {
                 zygote.kill();
@@ -216,7 +221,7 @@ impl Zygotes {
 }
 
 impl Zygote {
-    fn new() -> Result<Self, (String, io::Error)> {
+    fn new(environment: Vec<(OsString, OsString)>) -> Result<Self, (String, io::Error)> {
         let failed = |step: &'static str| move |error| (step.to_owned(), error);
         let (line, theirs) = sysio::packet_line().map_err(failed("socketpair"))?;
         let (ledger, memory) = Ledger::new().map_err(failed("memfd_create"))?;
@@ -226,7 +231,6 @@ impl Zygote {
             let stream = sysio::standard(number);
             *kept = stream.map(sysio::duplicate).transpose().map_err(failed("standard streams"))?;
         }
-        let environment: Vec<_> = std::env::vars_os().collect();
         let claim = claim(Role::Zygote);
         let welcome = codec::encode(&Welcome { nonce: claim.nonce });
         let welcome = welcome.map_err(|error| ("its welcome".to_owned(), io::Error::other(error)))?;
@@ -237,7 +241,8 @@ impl Zygote {
             environment: marked(&environment, &claim),
             directory: None,
             umask: None,
-            streams: [None; 3],
+            // What is noted here, also if the program exchanges its own at this very moment.
+            streams: streams.each_ref().map(|stream: &Option<OwnedFd>| stream.as_ref().map(AsFd::as_fd)),
             line: theirs.as_fd(),
             // If it is stopped when we die, it goes on, and sees that.
             death_signal: Some(signals::CONT),

@@ -27,8 +27,13 @@ impl<'a> Parcel<'a> {
         let memory = if body.len() > LARGE { memory::sealed(body).ok() } else { None };
         match memory {
             Some(_) => Self { header: frame::header_elsewhere(kind, body.len()), body: &[], memory },
-            None => Self { header: frame::header(kind, body.len()), body, memory },
+            None => Self::plain(kind, body),
         }
+    }
+
+    /// The same, all of it on the line.
+    pub(crate) fn plain(kind: Kind, body: &'a [u8]) -> Self {
+        Self { header: frame::header(kind, body.len()), body, memory: None }
     }
 
     /// The descriptor to be sent along.
@@ -62,13 +67,15 @@ pub(crate) enum Unpacked {
     Lost,
     /// It is not what we send.
     Bad(io::Error),
+    /// This process cannot have it.
+    Refused(io::Error),
 }
 
 impl fmt::Display for Unpacked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Lost => f.write_str("its descriptor was lost: too many open files"),
-            Self::Bad(error) => write!(f, "{error}"),
+            Self::Bad(error) | Self::Refused(error) => write!(f, "{error}"),
         }
     }
 }
@@ -80,7 +87,10 @@ impl Body {
             Self::Here(bytes) => Ok(Bytes::Received(bytes)),
             Self::Elsewhere(length) => {
                 let file = descriptors.pop_front().ok_or(Unpacked::Lost)?;
-                Mapping::of(&file, length).map(Bytes::Mapped).map_err(Unpacked::Bad)
+                Mapping::of(&file, length).map(Bytes::Mapped).map_err(|error| match error.kind() {
+                    io::ErrorKind::InvalidData => Unpacked::Bad(error),
+                    _ => Unpacked::Refused(error),
+                })
             }
         }
     }

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::Unit;
+use crate::parent::exec::is_gone;
 use crate::parent::line::{Line, Piece};
 use crate::parent::reaper;
 use crate::parent::table::Outcome;
@@ -16,14 +17,25 @@ use crate::wire::parcel::{Bytes, Parcel, Unpacked};
 
 impl Unit {
     /// Sends what fits of what the child is to be told; what is left, the reaper will send.
-    pub(crate) fn tell(&self, messages: [Parcel<'_>; 2], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    pub(crate) fn tell(&self, bodies: [&[u8]; 2], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut line = lock(&self.line);
-        let [start, unit] = &messages;
-        let go = frame::header(Kind::Go, 0);
-        let parts = [&start.header, start.body, &unit.header, unit.body, &go];
-        let memory = messages.iter().filter_map(Parcel::memory);
-        let all: Vec<BorrowedFd<'_>> = memory.chain(descriptors.iter().copied()).collect();
-        let is_all = line.tell(&parts, &all)?;
+        let kinds = [Kind::Start, Kind::Unit];
+        let mut send = |messages: [Parcel<'_>; 2]| {
+            let [start, unit] = &messages;
+            let go = frame::header(Kind::Go, 0);
+            let parts = [&start.header, start.body, &unit.header, unit.body, &go];
+            let memory = messages.iter().filter_map(Parcel::memory);
+            let all: Vec<BorrowedFd<'_>> = memory.chain(descriptors.iter().copied()).collect();
+            (line.tell(&parts, &all), messages.iter().any(|message| message.memory().is_some()))
+        };
+        let [start, unit] = bodies;
+        let is_all = match send([Parcel::pack(kinds[0], start), Parcel::pack(kinds[1], unit)]) {
+            // Too many descriptors are on their way (ETOOMANYREFS), say. Of that message nothing has been sent.
+            (Err(error), true) if !is_gone(&error) => {
+                send([Parcel::plain(kinds[0], start), Parcel::plain(kinds[1], unit)]).0?
+            }
+            (sent, _) => sent?,
+        };
         // Else it will be when it is born.
         match () {
             () if !self.is_born() => {}
@@ -78,12 +90,14 @@ impl Unit {
                 match line.decoder.next(&mut input) {
                     Ok(Some(Frame { kind, body })) => match body.unpack(&mut line.descriptors) {
                         Ok(body) => self.on_frame(kind, body),
-                        Err(Unpacked::Lost) => {
-                            let failed = Failed { step: Step::Receive, why: Unpacked::Lost.to_string() };
-                            self.outcome(Outcome::Failed(failed));
-                        }
                         Err(Unpacked::Bad(error)) => {
                             self.change(|life, now| life.on_breach(format!("a message in {error}"), now));
+                        }
+                        // What it said before its end, and can do without.
+                        Err(_) if kind == Kind::Note => {}
+                        Err(error) => {
+                            let failed = Failed { step: Step::Receive, why: error.to_string() };
+                            self.outcome(Outcome::Failed(failed));
                         }
                     },
                     Ok(None) => {}

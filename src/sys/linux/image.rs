@@ -222,6 +222,10 @@ impl Exit {
 
     extern "C" fn visit(info: *mut libc::dl_phdr_info, _: usize, exit: *mut c_void) -> c_int {
         const PAGE: usize = 4096;
+        // SAFETY: as below.
+        if unsafe { (*info).dlpi_phdr.is_null() } {
+            return 0;
+        }
         /// Of a larger segment, what an exit writes to is about where the file's part ends and the zeroed part begins.
         const SMALL: usize = 4 * PAGE;
         // SAFETY: dl_iterate_phdr(3) calls us with a valid record, whose headers are mapped while the object is, and with
@@ -231,6 +235,7 @@ impl Exit {
             let headers = std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum as usize);
             (info.dlpi_addr as usize, headers, &mut *exit.cast::<Self>())
         };
+        let before = exit.runs.len();
         let place = |header: &libc::Elf64_Phdr| base.wrapping_add(header.p_vaddr as usize);
         let relro = headers.iter().find(|header| header.p_type == libc::PT_GNU_RELRO);
         let locked = relro.map_or(0, |header| place(header) + header.p_memsz as usize);
@@ -268,6 +273,17 @@ impl Exit {
                 exit.runs.extend((place(header)..place(header) + header.p_memsz as usize).step_by(AROUND));
             }
         }
+        // Code may be mapped to be executed alone, and what an array names may lie anywhere.
+        let is_readable = |address: &usize| {
+            let holds = |header: &libc::Elf64_Phdr| {
+                header.p_type == libc::PT_LOAD
+                    && header.p_flags & libc::PF_R != 0
+                    && (place(header)..place(header) + header.p_memsz as usize).contains(address)
+            };
+            headers.iter().any(holds)
+        };
+        let found = exit.runs.split_off(before);
+        exit.runs.extend(found.into_iter().filter(is_readable));
         0
     }
 

@@ -15,6 +15,11 @@ const SEALS: libc::c_int = libc::F_SEAL_WRITE | libc::F_SEAL_SHRINK | libc::F_SE
 pub(crate) fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
     /// Linux 6.3; said to those that want to know whether the file is ever to be executed.
     const MFD_NOEXEC_SEAL: u32 = 8;
+    // Beyond that limit a write is not refused, it is the end of the process (SIGXFSZ).
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
+    if limit.is_some_and(|limit| limit < bytes.len() as u64) {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
     let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     let create = |flags| {
         // SAFETY: a constant name; the kernel gives a new descriptor, which nobody else knows of.
@@ -73,9 +78,13 @@ impl Mapping {
         if seals < 0 || seals & SEALS != SEALS {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "memory that is not sealed"));
         }
-        let size = rustix::fs::fstat(file)?.st_size;
-        if length == 0 || u64::try_from(size).ok() != Some(length as u64) {
+        let told = rustix::fs::fstat(file)?;
+        if length == 0 || u64::try_from(told.st_size).ok() != Some(length as u64) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "memory of another size than was said"));
+        }
+        // Whoever has sent a hole would have us take the memory for it. (Pages that were swapped out count.)
+        if u64::try_from(told.st_blocks).unwrap_or(0).saturating_mul(512) < length as u64 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "memory with holes"));
         }
         // All that there is will be read: one call in the place of a fault for each few pages.
         let flags = libc::MAP_PRIVATE | libc::MAP_POPULATE;
@@ -137,6 +146,21 @@ mod tests {
         // SAFETY: fcntl(2) on our own descriptor.
         assert_eq!(unsafe { libc::fcntl(open.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_WRITE) }, 0);
         assert!(Mapping::of(&open, 4).is_err());
+    }
+
+    #[test]
+    fn what_is_not_there_is_not_mapped() {
+        // SAFETY: as in `sealed`.
+        let hollow = unsafe {
+            OwnedFd::from_raw_fd(libc::memfd_create(
+                c"hollow".as_ptr(),
+                libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING,
+            ))
+        };
+        rustix::fs::ftruncate(&hollow, 1 << 40).unwrap();
+        // SAFETY: fcntl(2) on our own descriptor.
+        assert_eq!(unsafe { libc::fcntl(hollow.as_raw_fd(), libc::F_ADD_SEALS, SEALS) }, 0);
+        assert_eq!(Mapping::of(&hollow, 1 << 40).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]
