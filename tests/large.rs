@@ -161,6 +161,15 @@ behaviour! {
 }
 
 behaviour! { through ["auto"];
+    fn a_parent_that_may_write_no_files_starts_units() {
+        let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: a valid record.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const none) }, 0);
+        for n in 0..3 {
+            assert_eq!(spawn(n, |n: u32| n + 1).unwrap().wait().unwrap(), n + 1);
+        }
+    }
+
     fn an_environment_too_large_for_execve_is_no_hindrance_to_the_very_first() {
         for _ in 0..2 {
             let unit = Offspring::builder(Reads).env("BIG", "x".repeat(200_000)).spawn();
