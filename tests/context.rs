@@ -135,6 +135,46 @@ behaviour! {
         assert_ne!(look().random, look().random);
     }
 
+    fn every_way_to_change_the_environment_is_seen_by_the_next_unit() {
+        let differs = |what: &str| assert_eq!(look().environment, std::env::vars().collect(), "{what}");
+        // SAFETY (of each change): no other thread touches the environment here; what putenv(3) is given stays where it is.
+        differs("at first");
+        differs("unchanged");
+        unsafe { std::env::set_var("SHORT", "1") };
+        differs("one more");
+        unsafe { std::env::set_var("SHORT", "2") };
+        differs("one of the same length");
+        unsafe { std::env::set_var("SHORT", "1") };
+        differs("as it was before");
+        let entry = c"IN_PLACE=one".to_owned().into_raw();
+        unsafe { libc::putenv(entry) };
+        differs("one that the program keeps");
+        differs("unchanged");
+        unsafe { entry.add("IN_PLACE=".len()).copy_from(c"two".as_ptr(), 3) };
+        assert_eq!(std::env::var("IN_PLACE").unwrap(), "two");
+        differs("changed in place");
+        unsafe { entry.add("IN_PLACE=o".len()).write(0) };
+        differs("shorter in place");
+        for n in 0..2000 {
+            unsafe { std::env::set_var(format!("MANY_{n}"), "x".repeat(n % 600)) };
+        }
+        differs("many, with room between them");
+        unsafe { std::env::set_var("MANY_1999", "y") };
+        differs("the last of many");
+        for n in 0..2000 {
+            unsafe { std::env::remove_var(format!("MANY_{n}")) };
+        }
+        differs("none of them any more");
+        let own: Vec<_> = std::env::vars_os().collect();
+        unsafe { libc::clearenv() };
+        let empty = look();
+        for (name, value) in own {
+            unsafe { std::env::set_var(name, value) };
+        }
+        assert_eq!(empty.environment, BTreeMap::new());
+        differs("back again");
+    }
+
     fn what_the_builder_sets() {
         let unit = Offspring::builder(Look)
             .name("path::to::worker")

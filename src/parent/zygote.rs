@@ -1,7 +1,6 @@
 //! The user's process's view of its zygote: made at the first start, by the reaper's thread (children are tied to the thread
 //! that made their maker, and that one lives as long as anything here does); heard by the reaper; asked by whoever starts.
 
-use std::ffi::OsString;
 use std::io;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,6 +15,7 @@ use crate::log;
 use crate::sys::io::{self as sysio, AsFd, BorrowedFd, OwnedFd};
 use crate::sys::ledger::{Care, Ledger};
 use crate::sys::rights::Rights;
+use crate::sys::variables::{self, Variables};
 use crate::sys::{pidfd, signals, spawn};
 use crate::wire::codec;
 use crate::wire::message::{Guard, Hello, Request, Welcome};
@@ -38,7 +38,7 @@ pub(crate) struct Zygote {
     pub(super) slots: Arc<Slots>,
     pub(super) nonce: u64,
     /// What it has from us: an environment, and standard streams (kept here to be compared with later ones).
-    pub(super) environment: Vec<(OsString, OsString)>,
+    pub(super) environment: Variables,
     pub(super) streams: [Option<OwnedFd>; 3],
     rights: OnceLock<Rights>,
     began: Instant,
@@ -71,7 +71,7 @@ struct Now {
     /// Why none could be made the last time, until the next is wanted.
     refused: Option<(String, Option<i32>, String)>,
     /// For the one that is wanted: as whoever wants it has it.
-    environment: Vec<(OsString, OsString)>,
+    environment: Variables,
     /// Why none is to be made any more.
     unfit: Option<String>,
     /// How many died before they were ready, and how the last one did.
@@ -90,7 +90,7 @@ impl Zygotes {
         let is_wanted = now.zygote.is_none() && now.unfit.is_none() && now.refused.is_none();
         let is_first = is_wanted && now.crashes == 0 && !self.wanted.swap(true, Ordering::SeqCst);
         if is_first {
-            now.environment = std::env::vars_os().collect();
+            now.environment = variables::own();
             runtime.poller.ring();
         }
         is_first
@@ -123,7 +123,7 @@ impl Zygotes {
             }
             if now.zygote.is_none() && !self.wanted.swap(true, Ordering::SeqCst) {
                 now.refused = None;
-                now.environment = std::env::vars_os().collect();
+                now.environment = variables::own();
                 runtime.poller.ring();
             }
             asked = true;
@@ -221,7 +221,7 @@ impl Zygotes {
 }
 
 impl Zygote {
-    fn new(environment: Vec<(OsString, OsString)>) -> Result<Self, (String, io::Error)> {
+    fn new(environment: Variables) -> Result<Self, (String, io::Error)> {
         let failed = |step: &'static str| move |error| (step.to_owned(), error);
         let (line, theirs) = sysio::packet_line().map_err(failed("socketpair"))?;
         let (ledger, memory) = Ledger::new().map_err(failed("memfd_create"))?;

@@ -376,3 +376,14 @@ pub(crate) mod spawn {
         super::none().map_err(|error| ("clone", error))
     }
 }
+
+pub(crate) mod variables {
+    use std::ffi::OsString;
+    use std::sync::Arc;
+
+    pub(crate) type Variables = Arc<Vec<(OsString, OsString)>>;
+
+    pub(crate) fn own() -> Variables {
+        Arc::default()
+    }
+}
