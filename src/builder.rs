@@ -74,9 +74,13 @@ impl Environment {
         }
     }
 
+    pub(crate) fn changes_any(&self) -> bool {
+        self.clear || !self.changes.is_empty()
+    }
+
     /// What it makes of the caller's own; the same, if it changes nothing.
     pub(crate) fn apply(&self, own: Variables) -> Variables {
-        if !self.clear && self.changes.is_empty() {
+        if !self.changes_any() {
             return own;
         }
         let mut all: Vec<_> = own.iter().filter(|_| !self.clear).cloned().collect();

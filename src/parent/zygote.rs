@@ -16,9 +16,9 @@ use crate::sys::io::{self as sysio, AsFd, BorrowedFd, OwnedFd};
 use crate::sys::ledger::{Care, Ledger};
 use crate::sys::rights::Rights;
 use crate::sys::variables::{self, Variables};
-use crate::sys::{pidfd, signals, spawn};
+use crate::sys::{environment, memory, pidfd, signals, spawn};
 use crate::wire::codec;
-use crate::wire::message::{Guard, Hello, Request, Welcome};
+use crate::wire::message::{Guard, Hello, Request, Wanted, Welcome};
 use crate::zygote::boot::Role;
 
 /// How long a zygote that has been asked may be silent. Then it is replaced: somebody has stopped it.
@@ -38,13 +38,20 @@ pub(crate) struct Zygote {
     pub(super) slots: Arc<Slots>,
     pub(super) nonce: u64,
     /// What it has from us: an environment, and standard streams (kept here to be compared with later ones).
-    pub(super) environment: Variables,
+    environment: Mutex<Environments>,
     pub(super) streams: [Option<OwnedFd>; 3],
     rights: OnceLock<Rights>,
     began: Instant,
     /// Milliseconds from `began` to its last word.
     heard: AtomicU64,
     dead: AtomicBool,
+}
+
+/// What a zygote's children have as their environment.
+struct Environments {
+    theirs: Variables,
+    /// What one of them was to have instead. If that happens a second time, all are to have it.
+    wanted: Option<Variables>,
 }
 
 /// Why there is no zygote to be asked.
@@ -254,7 +261,7 @@ impl Zygote {
             ledger,
             slots: Arc::new(Slots::new()),
             nonce: claim.nonce,
-            environment,
+            environment: Mutex::new(Environments { theirs: environment, wanted: None }),
             streams,
             rights: OnceLock::new(),
             began: Instant::now(),
@@ -305,9 +312,36 @@ impl Zygote {
     }
 
     /// Asks for something, if it can be asked at once; with it go descriptors.
-    pub(super) fn try_request(&self, request: &Request, with: &[BorrowedFd<'_>]) -> io::Result<()> {
+    fn try_request(&self, request: &Request, with: &[BorrowedFd<'_>]) -> io::Result<()> {
         let bytes = codec::encode(request).map_err(io::Error::other)?;
         sysio::send_with(&self.line, &[&bytes], with).map(drop)
+    }
+
+    /// Asks for a child, if it can be asked at once. Gives the environment that it will have.
+    pub(super) fn try_child(&self, wanted: &Wanted, with: &[BorrowedFd<'_>]) -> io::Result<Variables> {
+        // Held while it is sent: what is said of the environment comes before or after.
+        let environments = lock(&self.environment);
+        self.try_request(&Request::Child(wanted.clone()), with)?;
+        Ok(environments.theirs.clone())
+    }
+
+    /// A child was to have the program's environment, and had to be told. From the second time on, those that are made have it.
+    pub(super) fn on_environment(&self, environment: &Variables) {
+        let mut environments = lock(&self.environment);
+        let is_again = environments.wanted.as_ref().is_some_and(|wanted| Arc::ptr_eq(wanted, environment));
+        if !is_again {
+            environments.wanted = Some(environment.clone());
+        } else if !Arc::ptr_eq(&environments.theirs, environment)
+            && self.send_environment(environment).is_ok()
+        {
+            environments.theirs = environment.clone();
+        }
+    }
+
+    fn send_environment(&self, environment: &Variables) -> io::Result<()> {
+        let block = environment::block(environment)?;
+        let memory = memory::sealed(&block)?;
+        self.try_request(&Request::Environment(block.len()), &[memory.as_fd()])
     }
 
     /// Asks it to see to a child that it has not made, should we die. If it cannot hear that now, the child has its own
@@ -320,16 +354,16 @@ impl Zygote {
         }
     }
 
-    /// Asks for a child.
-    pub(super) fn request(
+    /// As [`Zygote::try_child`], but waits until it can be asked.
+    pub(super) fn child(
         &self,
-        request: &Request,
+        wanted: &Wanted,
         line: &OwnedFd,
         deadline: Option<Instant>,
-    ) -> io::Result<()> {
+    ) -> io::Result<Variables> {
         let asked = Instant::now();
         loop {
-            match self.try_request(request, &[line.as_fd()]) {
+            match self.try_child(wanted, &[line.as_fd()]) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     // Many have asked, and it has not answered.
                     let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));

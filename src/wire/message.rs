@@ -65,10 +65,12 @@ pub(crate) enum Request {
     Child(Wanted),
     /// One that it has not made itself is to be seen to as well. With it goes the child's pidfd.
     Ward { pid: u32, grace: Option<Duration> },
+    /// The environment that its children are to have from now on, as in [`Context`]: so many bytes, in memory that goes with it.
+    Environment(usize),
 }
 
 /// A child that is asked for.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Wanted {
     pub(crate) id: u64,
     pub(crate) guard: Option<Guard>,

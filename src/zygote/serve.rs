@@ -13,9 +13,11 @@ use crate::child::{self, Spare};
 use crate::hook::{self, step};
 use crate::sys;
 use crate::sys::clone::Alone;
+use crate::sys::environment::Installed;
 use crate::sys::image::Exit;
 use crate::sys::io::{AsFd, OwnedFd};
 use crate::sys::ledger::{Care, Ledger};
+use crate::sys::memory::Mapping;
 use crate::wire::codec;
 use crate::wire::message::{Hello, Reply, Request, Welcome};
 
@@ -49,7 +51,8 @@ pub(crate) fn main(claim: Claim) -> ! {
     // 4. Whether we can be one.
     let alone = Alone::prove();
     let hello = Hello { unfit: alone.as_ref().err().cloned(), rights: sys::rights::of_this_thread() };
-    let mut zygote = Zygote { claim, line, parent, ledger, wards: Wards::default() };
+    let mut zygote =
+        Zygote { claim, line, parent, ledger, wards: Wards::default(), environment: Installed::default() };
     zygote.say(&codec::encode(&hello).unwrap_or_default(), None);
     step("zygote", "ready");
     match alone {
@@ -81,6 +84,8 @@ struct Zygote {
     parent: OwnedFd,
     ledger: Ledger,
     wards: Wards,
+    /// What it has been given in place of its own.
+    environment: Installed,
 }
 
 impl Zygote {
@@ -108,6 +113,10 @@ impl Zygote {
                 Ok(Request::Child(request)) => request,
                 Ok(Request::Ward { pid, grace }) => {
                     self.add_ward(pid, grace, &received.descriptors);
+                    continue;
+                }
+                Ok(Request::Environment(length)) => {
+                    self.adopt(length, &received.descriptors);
                     continue;
                 }
                 Err(_) => continue,
@@ -146,6 +155,13 @@ impl Zygote {
                 Err(error) => self.reply(request.id, Err(error.raw_os_error().unwrap_or_default()), None),
             }
         }
+    }
+
+    /// Takes another environment. The parent believes that this is done: if it cannot be, another zygote is to be made.
+    fn adopt(&mut self, length: usize, descriptors: &[Option<OwnedFd>]) {
+        let memory = descriptors.first().and_then(|memory| Mapping::of(memory.as_ref()?, length).ok());
+        let Some(block) = memory else { sys::lifecycle::exit_now(0) };
+        self.environment.replace(block.to_vec());
     }
 
     fn add_ward(&mut self, pid: u32, grace: Option<Duration>, descriptors: &[Option<OwnedFd>]) {

@@ -81,7 +81,7 @@ impl Kept {
         let mut places = vec![piece(array, size_of::<usize>()), piece(start, wanted)];
         let mut bytes = start.to_ne_bytes().to_vec();
         bytes.extend(pointers.iter().chain(&[0]).flat_map(|pointer| pointer.to_ne_bytes()));
-        let mut matters = Vec::from([0..bytes.len()]);
+        let mut matters: Vec<Range<usize>> = std::iter::once(0..bytes.len()).collect();
         // Each string where it was found, in the order of their places, those that are close to each other together.
         let mut strings: Vec<(usize, Vec<u8>)> = pointers
             .iter()
