@@ -7,6 +7,7 @@ mod offspring;
 mod builder;
 mod process;
 mod error;
+mod death;
 // The user's process
 mod parent;
 // What the processes say to each other
@@ -21,7 +22,8 @@ mod log;
 mod hook;
 
 pub use builder::{Builder, Stdio};
-pub use error::{Death, Error, ErrorKind, Panic};
+pub use death::{Death, EndedBy};
+pub use error::{Error, ErrorKind, Panic};
 pub use offspring::Offspring;
 pub use process::Process;
 pub use subprocess::{PAUSE, Subprocess, SubprocessLoop, spawn};

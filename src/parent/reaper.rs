@@ -174,7 +174,7 @@ fn adopt(unit: &std::sync::Arc<Unit>, pid: u32, pidfd: Option<sysio::OwnedFd>) {
 }
 
 fn on_zygotes_end(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) {
-    let Some(status) = pidfd::reap(&zygote.pidfd) else { return };
+    let Some(reaped) = pidfd::reap(&zygote.pidfd) else { return };
     // First what it has said before; then the child of which it could not speak any more. The rest were never made.
     while hear_zygote(runtime, zygote, buffer) == Heard::Something {}
     for unit in runtime.bereave(zygote) {
@@ -186,5 +186,5 @@ fn on_zygotes_end(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) {
     runtime.parking.bereave(runtime, zygote);
     runtime.forget(zygote.line());
     runtime.forget(&zygote.pidfd);
-    runtime.zygotes.on_end(zygote, status);
+    runtime.zygotes.on_end(zygote, reaped.status);
 }

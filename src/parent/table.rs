@@ -5,6 +5,7 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::shutdown::{Act, Ending, Why};
+use crate::death::EndedBy;
 use crate::sys::{pidfd, signals};
 use crate::wire::message::{Failed, Panicked};
 use crate::wire::parcel::Bytes;
@@ -183,6 +184,13 @@ impl Life {
             () if over(self.end_by) => self.begin(Why::Timeout, now),
             () => None,
         }
+    }
+
+    /// Who ended it. `starved`: whether the kernel has killed a process for want of memory.
+    pub(crate) fn ended_by(&self, status: ExitStatus, starved: impl FnOnce() -> bool) -> EndedBy {
+        let ending = self.ending.map(|ending| ending.why);
+        let is_unasked = ending.is_none() && pidfd::signal(status) == Some(signals::KILL);
+        EndedBy::of(ending, status, is_unasked && starved())
     }
 
     /// It has been reaped: no event comes after this one.

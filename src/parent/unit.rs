@@ -15,7 +15,9 @@ use super::parking::{Slot, Spare};
 use super::runtime::Runtime;
 use super::shutdown::{Act, Why};
 use super::table::{Life, Verdict};
+use crate::death::EndedBy;
 use crate::sys::io::OwnedFd;
+use crate::sys::pidfd::Usage;
 use crate::sys::{pidfd, signals};
 use crate::wire::message::Guard;
 
@@ -88,6 +90,12 @@ struct State {
 /// How it ended: for the handle to take.
 pub(crate) struct End {
     pub(crate) status: ExitStatus,
+    pub(crate) usage: Option<Usage>,
+    /// From the beginning of its start until it was reaped.
+    pub(crate) ran: Duration,
+    pub(crate) ended_by: EndedBy,
+    /// What it said last on its standard error, if that was drained.
+    pub(crate) stderr: Option<String>,
     /// Gone once it has been taken.
     pub(crate) verdict: Option<Verdict>,
 }
@@ -321,10 +329,10 @@ impl Unit {
         }
     }
 
-    /// Reads and throws away what it writes into these pipes.
-    pub(crate) fn drain(&self, pipes: Vec<OwnedFd>) {
-        if let Some(runtime) = self.runtime.upgrade() {
-            runtime.drain(self, pipes);
-        }
+    /// Reads what it writes into these pipes, standard output and error, and throws it away, but for the last of its errors. If it has
+    /// ended already, the second pipe comes back.
+    pub(crate) fn drain(&self, pipes: [Option<OwnedFd>; 2]) -> Option<OwnedFd> {
+        let runtime = self.runtime.upgrade()?;
+        runtime.drain(self, pipes)
     }
 }

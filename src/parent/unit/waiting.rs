@@ -10,7 +10,7 @@ use crate::parent::reaper;
 use crate::parent::table::Verdict;
 use crate::parent::unit::lock;
 use crate::sys::io::{self as sysio, AsFd};
-use crate::sys::pidfd;
+use crate::sys::pidfd::{self, Reaped};
 use crate::wire::parcel::Bytes;
 
 impl Unit {
@@ -169,9 +169,17 @@ impl Unit {
             if state.end.is_some() {
                 return Gone::Before;
             }
-            let Some(status) = pidfd::reap(self.pidfd()) else { return Gone::Alive };
+            let Some(Reaped { status, usage }) = pidfd::reap(self.pidfd()) else { return Gone::Alive };
+            let runtime = self.runtime.upgrade();
+            let starved = || runtime.as_ref().is_some_and(|runtime| runtime.was_memory_short());
+            let ended_by = state.life.ended_by(status, starved);
             let verdict = state.life.on_end(status);
-            state.end = Some(End { status, verdict: Some(verdict) });
+            let stderr = match &verdict {
+                Verdict::Value(_) => None,
+                _ => runtime.as_ref().and_then(|runtime| runtime.last_words(self)),
+            };
+            let ran = self.began.elapsed();
+            state.end = Some(End { status, usage, ran, ended_by, stderr, verdict: Some(verdict) });
             state.waker.take()
         };
         // Before anybody is told: a waker may leave the process, or shut all of it down, and neither is to wait for this one.

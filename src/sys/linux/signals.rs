@@ -23,6 +23,12 @@ pub(crate) const CONT: i32 = libc::SIGCONT;
 pub(crate) const STOP_SIGNAL: i32 = libc::SIGSTOP;
 pub(crate) const ABRT: i32 = libc::SIGABRT;
 
+/// Whether a process that ends of this signal has brought it upon itself, as far as anybody can tell.
+pub(crate) fn is_own_doing(signal: i32) -> bool {
+    use libc::{SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGPIPE, SIGSEGV, SIGSYS, SIGTRAP, SIGXCPU, SIGXFSZ};
+    [SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGPIPE, SIGSEGV, SIGSYS, SIGTRAP, SIGXCPU, SIGXFSZ].contains(&signal)
+}
+
 /// The kernel's signal mask, with libc's own two signals in it, which sigprocmask(3) would leave out.
 #[derive(Clone, Copy)]
 pub(crate) struct Mask(u64);

@@ -205,6 +205,10 @@ pub(crate) mod limit {
     }
 
     pub(crate) fn raise_files() {}
+
+    pub(crate) fn memory_kills() -> Option<u64> {
+        None
+    }
 }
 
 pub(crate) mod lifecycle {
@@ -270,8 +274,23 @@ pub(crate) mod pidfd {
         none()
     }
 
-    pub(crate) fn reap(_: &OwnedFd) -> Option<ExitStatus> {
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct Usage {
+        pub(crate) cpu_time: std::time::Duration,
+        pub(crate) peak_memory: u64,
+    }
+
+    pub(crate) struct Reaped {
+        pub(crate) status: ExitStatus,
+        pub(crate) usage: Option<Usage>,
+    }
+
+    pub(crate) fn reap(_: &OwnedFd) -> Option<Reaped> {
         None
+    }
+
+    pub(crate) fn core_dumped(_: ExitStatus) -> bool {
+        false
     }
 
     pub(crate) fn reap_blocking(_: &OwnedFd) {}
@@ -293,6 +312,11 @@ pub(crate) mod signals {
     pub(crate) const CONT: i32 = 18;
     pub(crate) const ABRT: i32 = 6;
     pub(crate) const GUARD: i32 = 61;
+
+    pub(crate) fn is_own_doing(_: i32) -> bool {
+        false
+    }
+
     #[cfg(feature = "testing")]
     pub(crate) const STOP_SIGNAL: i32 = 19;
 
