@@ -78,6 +78,11 @@ impl Life {
         self.ready
     }
 
+    /// Why it was asked to end, if it was.
+    pub(crate) fn why(&self) -> Option<Why> {
+        self.ending.map(|ending| ending.why)
+    }
+
     pub(crate) fn has_outcome(&self) -> bool {
         self.outcome.is_some()
     }
@@ -188,7 +193,7 @@ impl Life {
 
     /// Who ended it. `starved`: whether the kernel has killed a process for want of memory.
     pub(crate) fn ended_by(&self, status: ExitStatus, starved: impl FnOnce() -> bool) -> EndedBy {
-        let ending = self.ending.map(|ending| ending.why);
+        let ending = self.why();
         let is_unasked = ending.is_none() && pidfd::signal(status) == Some(signals::KILL);
         EndedBy::of(ending, status, is_unasked && starved())
     }

@@ -16,6 +16,7 @@ use super::runtime::Runtime;
 use super::shutdown::{Act, Why};
 use super::table::{Life, Verdict};
 use crate::death::EndedBy;
+use crate::log::{Log, News};
 use crate::sys::io::OwnedFd;
 use crate::sys::pidfd::Usage;
 use crate::sys::{pidfd, signals};
@@ -30,6 +31,7 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Unit {
     pub(crate) id: u64,
     pub(crate) name: String,
+    pub(crate) log: Log,
     began: Instant,
     /// Its pid and its pidfd, once it has been made.
     child: OnceLock<(u32, OwnedFd)>,
@@ -126,6 +128,7 @@ impl Unit {
         Self {
             id,
             name: launch.name.to_owned(),
+            log: Log::new(launch.name, launch.order.type_name),
             began: launch.began,
             child: OnceLock::new(),
             owner: std::process::id(),
@@ -159,13 +162,15 @@ impl Unit {
 
     /// It was a spare, and has been told what to run.
     pub(crate) fn on_taken(self: &Arc<Self>) {
+        self.log.note(News::Started { pid: self.pid() });
         // It may have been asked to end before it was in the table; its first deadline is to be noted.
         self.change(|_, _| None);
     }
 
     /// The child has been made: watches it from now on.
     pub(crate) fn on_birth(self: &Arc<Self>, child: (u32, OwnedFd)) -> io::Result<()> {
-        let (_, pidfd) = self.child.get_or_init(|| child);
+        let (pid, pidfd) = self.child.get_or_init(|| child);
+        self.log.note(News::Started { pid: *pid });
         let watched = self.runtime.upgrade().map_or(Ok(()), |runtime| {
             runtime.watch(self, pidfd)?;
             let mut line = lock(&self.line);
@@ -266,11 +271,13 @@ impl Unit {
             life.on_started(now);
             None
         });
+        self.log.tell();
     }
 
     /// Begins to end it, for that reason; returns at once.
     pub(crate) fn ask_to_end(self: &Arc<Self>, why: Why) {
         self.change(|life, now| life.ask_to_end(why, now));
+        self.log.tell();
     }
 
     pub(crate) fn on_late_waking(self: &Arc<Self>) {
@@ -293,6 +300,7 @@ impl Unit {
             lock(&self.state).listen_at = Instant::now().checked_add(Duration::from_secs(1));
         }
         self.change(|life, now| life.on_time(now));
+        self.log.tell();
     }
 
     /// Lets something happen to its life, does what that asks for, and notes the next deadline.
@@ -301,8 +309,15 @@ impl Unit {
         if state.end.is_some() {
             return;
         }
+        let after_term = state.life.why().is_some();
         if let Some(act) = event(&mut state.life, Instant::now()) {
             self.act(act);
+            if let Some(why) = state.life.why() {
+                self.log.note(match act {
+                    Act::Terminate => News::Asked { why },
+                    Act::Kill => News::Killed { why, after_term },
+                });
+            }
         }
         // Under the lock still: of two changes at once, the later one's deadline is to be noted last. (The order of the
         // locks is line, state, table; nobody asks for a unit's under the table's.)

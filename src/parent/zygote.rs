@@ -83,6 +83,8 @@ struct Now {
     unfit: Option<String>,
     /// How many died before they were ready, and how the last one did.
     crashes: u64,
+    /// Whether one has been ready before.
+    had_one: bool,
     crash: Option<ExitStatus>,
 }
 
@@ -200,8 +202,10 @@ impl Zygotes {
     /// For the reaper: it has said its first word.
     pub(super) fn on_hello(&self, zygote: &Zygote, hello: Hello) {
         let unfit = hello.unfit.clone();
+        let again;
         {
             let mut now = lock(&self.now);
+            again = std::mem::replace(&mut now.had_one, true);
             match hello.unfit {
                 None => drop(zygote.rights.set(hello.rights)),
                 Some(why) => now.unfit = Some(why),
@@ -209,7 +213,7 @@ impl Zygotes {
         }
         self.changed.notify_all();
         match unfit {
-            None => log::zygote_ready(zygote.began.elapsed()),
+            None => log::zygote_ready(zygote.began.elapsed(), again),
             Some(why) => log::fallback("the zygote", &why),
         }
     }

@@ -6,6 +6,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::{Birth, End, Gone, State, Unit, YOUNG};
+use crate::log::News;
 use crate::parent::reaper;
 use crate::parent::table::Verdict;
 use crate::parent::unit::lock;
@@ -179,6 +180,9 @@ impl Unit {
                 _ => runtime.as_ref().and_then(|runtime| runtime.last_words(self)),
             };
             let ran = self.began.elapsed();
+            let without_result = (!matches!(verdict, Verdict::Value(_))).then_some(ended_by);
+            let cpu_time = usage.map(|usage| usage.cpu_time);
+            self.log.note(News::Ended { status, ran, cpu_time, without_result });
             state.end = Some(End { status, usage, ran, ended_by, stderr, verdict: Some(verdict) });
             state.waker.take()
         };
@@ -189,6 +193,7 @@ impl Unit {
             runtime.strike(self);
         }
         self.tell_sleepers();
+        self.log.tell();
         if let Some(waker) = waker {
             // The executor's code: it may panic, and nothing of ours is locked.
             if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
