@@ -5,6 +5,8 @@ mod subprocess;
 // What a user holds
 mod offspring;
 mod builder;
+pub mod fd;
+mod shared;
 mod process;
 mod error;
 mod death;
@@ -26,6 +28,7 @@ pub use death::{Death, EndedBy};
 pub use error::{Error, ErrorKind, Panic};
 pub use offspring::Offspring;
 pub use process::Process;
+pub use shared::{SharedBytes, SharedMemory, SharedWriter};
 pub use subprocess::{PAUSE, Subprocess, SubprocessLoop, spawn};
 
 /// Ends every unit, and what the library keeps: afterwards the process is as if it had never used it. A later start

@@ -18,8 +18,10 @@ use crate::parent::unit::End;
 use crate::process::Process;
 use crate::subprocess::Subprocess;
 use crate::sys::io::{self as sysio, OwnedFd};
-use crate::wire::codec::{self, CodecError};
+use crate::wire::codec::CodecError;
+use crate::wire::crossing;
 use crate::wire::message::Step;
+use crate::wire::parcel::Bytes;
 
 /// A unit of work in a child process, and the way to its result.
 ///
@@ -51,7 +53,7 @@ use crate::wire::message::Step;
 #[must_use = "dropping it lets the unit go on unseen; `wait` for it"]
 pub struct Offspring<R> {
     subject: Subject,
-    decode: fn(&[u8]) -> Result<R, CodecError>,
+    decode: Decode<R>,
     /// Until the start.
     order: Option<Order>,
     process: Option<Process>,
@@ -69,21 +71,23 @@ enum Ended {
 /// A handle to be.
 pub(crate) struct Plan<R> {
     order: Order,
-    decode: fn(&[u8]) -> Result<R, CodecError>,
+    decode: Decode<R>,
 }
 
 /// Apart from [`Plan::new`], because the compiler forgets the bounds of `T::Output` where it is also called `R`.
-fn decoder<T: Subprocess>() -> fn(&[u8]) -> Result<T::Output, CodecError> {
-    codec::decode::<T::Output>
+fn decoder<T: Subprocess>() -> Decode<T::Output> {
+    crossing::unpack::<T::Output>
 }
+
+type Decode<R> = fn(&[u8], Option<OwnedFd>) -> Result<R, CodecError>;
 
 impl<R> Plan<R> {
     pub(crate) fn new<T: Subprocess<Output = R>>(unit: &T) -> Result<Self, Error> {
         let type_name = std::any::type_name::<T>();
         let subject = Subject { type_name, name: None, pid: None };
-        let encoded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| codec::encode(unit)));
-        let bytes = match encoded {
-            Ok(Ok(bytes)) => bytes,
+        let encoded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| crossing::pack(unit)));
+        let unit = match encoded {
+            Ok(Ok(unit)) => unit,
             Ok(Err(error)) => {
                 let what = format!("could not be encoded: {error}");
                 return Err(Error::new(ErrorKind::Encode, &subject, &what).with_source(error));
@@ -109,7 +113,7 @@ impl<R> Plan<R> {
         let order = Order {
             entry: child::run::entry::<T>(),
             type_name,
-            bytes,
+            unit,
             wait_for_child: T::WAIT_FOR_CHILD,
             terminate: T::TERMINATE_ON_SHUTDOWN,
             settings,
@@ -208,7 +212,7 @@ impl<R> Offspring<R> {
         self.may_block(&process)?;
         process.0.wait_outcome();
         match process.0.take_value() {
-            Some(bytes) => self.decoded(&bytes),
+            Some(bytes) => self.decoded(bytes),
             None => self.wait(),
         }
     }
@@ -326,8 +330,9 @@ impl<R> Offspring<R> {
         Some(result.map(Some))
     }
 
-    fn decoded(&self, bytes: &[u8]) -> Result<R, Error> {
-        let decode = std::panic::AssertUnwindSafe(|| (self.decode)(bytes));
+    fn decoded(&self, mut bytes: Bytes) -> Result<R, Error> {
+        let bag = bytes.bag.take();
+        let decode = std::panic::AssertUnwindSafe(|| (self.decode)(&bytes, bag));
         match std::panic::catch_unwind(decode) {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => {
@@ -356,7 +361,7 @@ impl<R> Offspring<R> {
     fn judge(&self, verdict: Verdict, mut death: Death) -> Result<R, Error> {
         let how = death.how();
         let error = match verdict {
-            Verdict::Value(bytes) => return self.decoded(&bytes),
+            Verdict::Value(bytes) => return self.decoded(bytes),
             Verdict::Panicked(panic) => {
                 let place = match (&panic.file, panic.line) {
                     (Some(file), Some(line)) => format!(" at {file}:{line}"),

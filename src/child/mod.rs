@@ -149,12 +149,11 @@ fn main(claim: Claim, maker: Option<Maker>) -> ! {
         line.end()
     }
     match Entry::at(start.entry).filter(|entry| (entry.name)() == start.type_name) {
-        Some(entry) => (entry.run)(&unit, &mut line),
+        Some(entry) => (entry.run)(unit, &mut line),
         None => {
             line.failed(Step::Setup, "the unit's code was not found in the program that was executed".into())
         }
     }
-    drop(unit);
     line.end()
 }
 
@@ -210,13 +209,13 @@ fn receive(line: &Line, claim: &Claim, maker: Option<&Maker>) -> Option<Received
         let full = received.count == buffer.len();
         while !input.is_empty() {
             match decoder.next(&mut input).ok()? {
-                Some(Frame { kind: Kind::Start, body }) => {
-                    let body = unpacked(line, body, &mut descriptors)?;
+                Some(frame @ Frame { kind: Kind::Start, .. }) => {
+                    let body = unpacked(line, frame, &mut descriptors)?;
                     start = codec::decode(&body).ok().filter(|start: &Start| start.nonce == claim.nonce);
                     start.as_ref()?;
                 }
-                Some(Frame { kind: Kind::Unit, body }) => {
-                    let unit = unpacked(line, body, &mut descriptors)?;
+                Some(frame @ Frame { kind: Kind::Unit, .. }) => {
+                    let unit = unpacked(line, frame, &mut descriptors)?;
                     return Some(Received { start: start?, unit, descriptors });
                 }
                 Some(_) => return None,
@@ -230,9 +229,9 @@ fn receive(line: &Line, claim: &Claim, maker: Option<&Maker>) -> Option<Received
 }
 
 /// A body's bytes; if they cannot be had, the parent is told.
-fn unpacked(line: &Line, body: Body, descriptors: &mut VecDeque<OwnedFd>) -> Option<Bytes> {
+fn unpacked(line: &Line, frame: Frame, descriptors: &mut VecDeque<OwnedFd>) -> Option<Bytes> {
     let mut line = line.clone();
-    body.unpack(descriptors).map_err(|error| line.failed(Step::Setup, error.to_string())).ok()
+    frame.unpack(descriptors).map_err(|error| line.failed(Step::Setup, error.to_string())).ok()
 }
 
 /// Takes over the caller's context: streams, directory, umask, environment.

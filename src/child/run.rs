@@ -9,11 +9,12 @@ use crate::hook::step;
 use crate::subprocess::Subprocess;
 use crate::sys;
 use crate::sys::image::Entry;
-use crate::sys::io::OwnedFd;
+use crate::sys::io::{AsFd, BorrowedFd, OwnedFd};
 use crate::wire::codec;
+use crate::wire::crossing::{self, Packed};
 use crate::wire::frame::{HEADER, Kind};
 use crate::wire::message::{Failed, Panicked, Step};
-use crate::wire::parcel::Parcel;
+use crate::wire::parcel::{Bytes, Parcel};
 
 /// What a running unit needs from the process around it.
 pub(crate) trait Host {
@@ -21,7 +22,7 @@ pub(crate) trait Host {
     fn open(&mut self, is_loop: bool);
     /// The unit is about to run.
     fn ready(&mut self);
-    fn value(&mut self, bytes: Vec<u8>);
+    fn value(&mut self, value: Packed);
     fn panicked(&mut self, panic: Panicked);
     fn failed(&mut self, step: Step, why: String);
 }
@@ -31,13 +32,15 @@ pub(crate) const fn entry<T: Subprocess>() -> &'static Entry {
     const { &Entry::new(std::any::type_name::<T>, run::<T>) }
 }
 
-fn run<T: Subprocess>(bytes: &[u8], host: &mut dyn Host) {
+fn run<T: Subprocess>(mut bytes: Bytes, host: &mut dyn Host) {
     host.open(T::LOOPS);
-    let unit = match panic::caught(|| codec::decode::<T>(bytes)) {
+    let bag = bytes.bag.take();
+    let unit = match panic::caught(|| crossing::unpack::<T>(&bytes, bag)) {
         Ok(Ok(unit)) => unit,
         Ok(Err(error)) => return host.failed(Step::Decode, error.to_string()),
         Err(panic) => return host.panicked(panic),
     };
+    drop(bytes);
     host.ready();
     step("child", "ready");
     let output = match panic::caught(|| unit.run()) {
@@ -45,8 +48,8 @@ fn run<T: Subprocess>(bytes: &[u8], host: &mut dyn Host) {
         Err(panic) => return host.panicked(panic),
     };
     step("child", "ran");
-    match panic::caught(|| codec::encode(&output)) {
-        Ok(Ok(bytes)) => host.value(bytes),
+    match panic::caught(|| crossing::pack(&output)) {
+        Ok(Ok(value)) => host.value(value),
         Ok(Err(error)) => host.failed(Step::Encode, error.to_string()),
         Err(panic) => host.panicked(panic),
     }
@@ -75,7 +78,7 @@ impl Line {
         self.owner == std::process::id()
     }
 
-    fn send(&self, kind: Kind, body: &[u8]) {
+    fn send(&self, kind: Kind, body: &[u8], bag: Option<BorrowedFd<'_>>) {
         if self.is_mine() {
             let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
             if *last {
@@ -83,20 +86,27 @@ impl Line {
             }
             *last = !matches!(kind, Kind::Ready | Kind::Note);
             // It fails if the parent is gone; then the guard sees to us.
-            let parcel = Parcel::pack(kind, body);
-            let memory = parcel.memory();
-            let sent = sys::io::send_all_with(&*self.fd, [&parcel.header, parcel.body], memory.as_slice());
-            if sent.is_err() && memory.is_some() {
-                // Too many descriptors are on their way (ETOOMANYREFS), say. Of that message nothing has been sent.
-                let plain = Parcel::plain(kind, body);
-                let _ = sys::io::send_all_with(&*self.fd, [&plain.header, plain.body], &[]);
+            let send = |parcel: &Parcel<'_>| {
+                let descriptors: Vec<BorrowedFd<'_>> = parcel.descriptors().collect();
+                sys::io::send_all_with(&*self.fd, [&parcel.header, parcel.body], &descriptors)
+            };
+            let parcel = Parcel::pack(kind, body, bag);
+            let mut sent = send(&parcel);
+            // Too many descriptors are on their way (ETOOMANYREFS), say. Of that message nothing has been sent.
+            if sent.is_err() && parcel.is_elsewhere() {
+                sent = send(&Parcel::plain(kind, body, bag));
+            }
+            if let (Err(error), Some(_)) = (sent, bag) {
+                let why = format!("its descriptors cannot be sent: {error}");
+                let body = codec::encode(&Failed { step: Step::Encode, why }).unwrap_or_default();
+                let _ = send(&Parcel::plain(Kind::Failed, &body, None));
             }
         }
     }
 
     fn send_message(&self, kind: Kind, message: &impl Serialize) {
         if let Ok(body) = codec::encode(message) {
-            self.send(kind, &body);
+            self.send(kind, &body, None);
         }
     }
 
@@ -115,10 +125,10 @@ impl Line {
         sys::lifecycle::exit(0)
     }
 
-    fn finish(&self, kind: Kind, body: &[u8]) {
+    fn finish(&self, kind: Kind, body: &[u8], bag: Option<BorrowedFd<'_>>) {
         // Streams are flushed by the exit that follows. Not here: a thread of the unit may hold one for ever.
         step("child", "result");
-        self.send(kind, body);
+        self.send(kind, body, bag);
         step("child", "sent");
     }
 }
@@ -143,21 +153,21 @@ impl Host for Line {
             }
         }
         if self.awaited {
-            self.send(Kind::Ready, &[]);
+            self.send(Kind::Ready, &[], None);
         }
     }
 
-    fn value(&mut self, bytes: Vec<u8>) {
-        self.finish(Kind::Value, &bytes);
+    fn value(&mut self, value: Packed) {
+        self.finish(Kind::Value, &value.bytes, value.bag.as_ref().map(AsFd::as_fd));
     }
 
     fn panicked(&mut self, panic: Panicked) {
         let body = codec::encode(&panic).unwrap_or_default();
-        self.finish(Kind::Panicked, &body);
+        self.finish(Kind::Panicked, &body, None);
     }
 
     fn failed(&mut self, step: Step, why: String) {
         let body = codec::encode(&Failed { step, why }).unwrap_or_default();
-        self.finish(Kind::Failed, &body);
+        self.finish(Kind::Failed, &body, None);
     }
 }

@@ -202,7 +202,7 @@ fn tell(launch: &Launch<'_>, zygote: &Zygote, unit: &Arc<Unit>, there: &There) -
     let start = start.map_err(|error| Untold::Failed("its terms", error))?;
     let descriptors: Vec<BorrowedFd<'_>> =
         directory.iter().map(AsFd::as_fd).chain(files.iter().flatten().map(File::as_fd)).collect();
-    let told = unit.tell([&start, &launch.order.bytes], &descriptors);
+    let told = unit.tell(&start, &launch.order.unit, &descriptors);
     told.map_err(|error| Untold::Refused("sending its context", error))
 }
 

@@ -48,7 +48,7 @@ pub(super) fn launch(launch: &Launch<'_>) -> Result<Arc<Unit>, Failure> {
     let start = launch.start_message(claim.nonce, None);
     let start = start.map_err(|error| end(("its terms".to_owned(), error)))?;
     let unit = Unit::executed(launch, ours);
-    match unit.tell([&start, &launch.order.bytes], &[]) {
+    match unit.tell(&start, &launch.order.unit, &[]) {
         // It is dead already, which its pidfd tells.
         Err(error) if !is_gone(&error) => return Err(end(("sending its unit".to_owned(), error))),
         _ => {}

@@ -19,13 +19,14 @@ use crate::sys::io::OwnedFd;
 use crate::sys::variables::{self, Variables};
 use crate::sys::{constructor, io as sysio};
 use crate::wire::codec;
+use crate::wire::crossing::Packed;
 use crate::wire::message::{Context, Guard, Start};
 
 /// A unit, encoded, and what its type and its builder say of it.
 pub(crate) struct Order {
     pub(crate) entry: &'static Entry,
     pub(crate) type_name: &'static str,
-    pub(crate) bytes: Vec<u8>,
+    pub(crate) unit: Packed,
     pub(crate) wait_for_child: bool,
     pub(crate) terminate: bool,
     pub(crate) settings: Settings,

@@ -134,9 +134,7 @@ impl Life {
     pub(crate) fn take_value(&mut self) -> Option<Bytes> {
         let is_late = self.ending.is_some_and(|ending| ending.why == Why::Timeout);
         match &mut self.outcome {
-            Some(Outcome::Value(bytes)) if !is_late => {
-                Some(std::mem::replace(bytes, Bytes::Received(Vec::new())))
-            }
+            Some(Outcome::Value(bytes)) if !is_late => Some(std::mem::take(bytes)),
             _ => None,
         }
     }
@@ -236,7 +234,7 @@ mod tests {
     }
 
     fn value(byte: u8) -> Outcome {
-        Outcome::Value(Bytes::Received(vec![byte]))
+        Outcome::Value(vec![byte].into())
     }
 
     fn panicked() -> Panicked {

@@ -52,11 +52,16 @@ impl Kind {
 /// In a header's word of the kind: the body is elsewhere.
 const ELSEWHERE: u32 = 1 << 31;
 
+/// In the same word: a bag of descriptors comes along ([`super::crossing`]).
+const BAG: u32 = 1 << 30;
+
 /// One message.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
     pub(crate) kind: Kind,
     pub(crate) body: Body,
+    /// Whether descriptors came along.
+    pub(crate) bag: bool,
 }
 
 /// Where a body is.
@@ -74,15 +79,13 @@ pub(crate) fn encode(kind: Kind, body: &[u8]) -> Vec<u8> {
 
 /// The header of a frame, for a body that is sent by itself.
 pub(crate) fn header(kind: Kind, length: usize) -> [u8; HEADER] {
-    words(kind as u32, length)
+    header_of(kind, length, false, false)
 }
 
-/// The header of a frame whose body is elsewhere.
-pub(crate) fn header_elsewhere(kind: Kind, length: usize) -> [u8; HEADER] {
-    words(kind as u32 | ELSEWHERE, length)
-}
-
-fn words(kind: u32, length: usize) -> [u8; HEADER] {
+/// The header of a frame whose body may be elsewhere, and with which descriptors may go.
+pub(crate) fn header_of(kind: Kind, length: usize, elsewhere: bool, bag: bool) -> [u8; HEADER] {
+    let mark = |is_so, mark| if is_so { mark } else { 0 };
+    let kind = kind as u32 | mark(elsewhere, ELSEWHERE) | mark(bag, BAG);
     let mut header = [0; HEADER];
     header[..4].copy_from_slice(&MAGIC.to_le_bytes());
     header[4..8].copy_from_slice(&kind.to_le_bytes());
@@ -114,14 +117,14 @@ impl fmt::Display for Breach {
 #[derive(Default)]
 pub(crate) struct Decoder {
     header: Vec<u8>,
-    body: Option<(Kind, usize, Vec<u8>)>,
+    body: Option<(Kind, bool, usize, Vec<u8>)>,
 }
 
 impl Decoder {
     /// How many bytes make the next header or body whole.
     pub(crate) fn wanted(&self) -> usize {
         match &self.body {
-            Some((_, length, body)) => length - body.len(),
+            Some((_, _, length, body)) => length - body.len(),
             None => HEADER - self.header.len(),
         }
     }
@@ -135,19 +138,19 @@ impl Decoder {
             if self.header.len() < HEADER {
                 return Ok(None);
             }
-            let (kind, length, is_elsewhere) = parse(&self.header)?;
+            let (kind, length, is_elsewhere, bag) = parse(&self.header)?;
             self.header.clear();
             if is_elsewhere {
-                return Ok(Some(Frame { kind, body: Body::Elsewhere(length) }));
+                return Ok(Some(Frame { kind, body: Body::Elsewhere(length), bag }));
             }
-            self.body = Some((kind, length, Vec::new()));
+            self.body = Some((kind, bag, length, Vec::new()));
         }
-        let Some((kind, length, mut body)) = self.body.take() else { return Ok(None) };
+        let Some((kind, bag, length, mut body)) = self.body.take() else { return Ok(None) };
         body.extend_from_slice(take(input, length - body.len()));
         if body.len() == length {
-            return Ok(Some(Frame { kind, body: Body::Here(body) }));
+            return Ok(Some(Frame { kind, body: Body::Here(body), bag }));
         }
-        self.body = Some((kind, length, body));
+        self.body = Some((kind, bag, length, body));
         Ok(None)
     }
 }
@@ -158,17 +161,18 @@ fn take<'a>(input: &mut &'a [u8], wanted: usize) -> &'a [u8] {
     taken
 }
 
-fn parse(header: &[u8]) -> Result<(Kind, usize, bool), Breach> {
+fn parse(header: &[u8]) -> Result<(Kind, usize, bool, bool), Breach> {
     let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     if word(0) != MAGIC {
         return Err(Breach::Magic(word(0)));
     }
-    let (number, is_elsewhere) = (word(4) & !ELSEWHERE, word(4) & ELSEWHERE != 0);
+    let number = word(4) & !(ELSEWHERE | BAG);
+    let (is_elsewhere, bag) = (word(4) & ELSEWHERE != 0, word(4) & BAG != 0);
     let kind = Kind::ALL.into_iter().find(|kind| *kind as u32 == number).ok_or(Breach::Kind(word(4)))?;
     let length = u64::from(word(8)) | u64::from(word(12)) << 32;
     let limit = if matches!(kind, Kind::Unit | Kind::Value) { isize::MAX as u64 } else { SMALL };
     match usize::try_from(length) {
-        Ok(bytes) if length <= limit => Ok((kind, bytes, is_elsewhere)),
+        Ok(bytes) if length <= limit => Ok((kind, bytes, is_elsewhere, bag)),
         _ => Err(Breach::Length(length)),
     }
 }
@@ -200,12 +204,12 @@ mod tests {
             let kinds = [Kind::Value, Kind::Note, Kind::Unit];
             let frame = |(i, body): (usize, Vec<u8>)| {
                 let body = if i % 4 == 3 { Body::Elsewhere(body.len()) } else { Body::Here(body) };
-                Frame { kind: kinds[i % 3], body }
+                Frame { kind: kinds[i % 3], body, bag: i % 3 == 1 }
             };
             let sent: Vec<Frame> = bodies.into_iter().enumerate().map(frame).collect();
             let bytes = |frame: &Frame| match &frame.body {
-                Body::Here(body) => encode(frame.kind, body),
-                Body::Elsewhere(length) => header_elsewhere(frame.kind, *length).to_vec(),
+                Body::Here(body) => [&header_of(frame.kind, body.len(), false, frame.bag)[..], body].concat(),
+                Body::Elsewhere(length) => header_of(frame.kind, *length, true, frame.bag).to_vec(),
             };
             let stream: Vec<u8> = sent.iter().flat_map(bytes).collect();
             let mut decoder = Decoder::default();
@@ -249,6 +253,6 @@ mod tests {
         stream[8..16].copy_from_slice(&(1_u64 << 62).to_le_bytes());
         let mut decoder = Decoder::default();
         assert_eq!(all(&mut decoder, &stream).unwrap(), Vec::new());
-        assert!(decoder.body.unwrap().2.capacity() < 1024);
+        assert!(decoder.body.unwrap().3.capacity() < 1024);
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::ops::Deref;
 
-use super::frame::{self, Body, HEADER, Kind};
+use super::frame::{self, Body, Frame, HEADER, Kind};
 use crate::sys::io::{AsFd, BorrowedFd, OwnedFd};
 use crate::sys::memory::{self, Mapping};
 
@@ -19,43 +19,72 @@ pub(crate) struct Parcel<'a> {
     /// What is to be sent behind the header.
     pub(crate) body: &'a [u8],
     memory: Option<OwnedFd>,
+    bag: Option<BorrowedFd<'a>>,
 }
 
 impl<'a> Parcel<'a> {
-    pub(crate) fn pack(kind: Kind, body: &'a [u8]) -> Self {
+    /// `bag`: what goes along whatever the body is.
+    pub(crate) fn pack(kind: Kind, body: &'a [u8], bag: Option<BorrowedFd<'a>>) -> Self {
         // Where there is no memory of that kind to be had, the line will do.
         let memory = if body.len() > LARGE { memory::sealed(body).ok() } else { None };
         match memory {
-            Some(_) => Self { header: frame::header_elsewhere(kind, body.len()), body: &[], memory },
-            None => Self::plain(kind, body),
+            Some(_) => {
+                let header = frame::header_of(kind, body.len(), true, bag.is_some());
+                Self { header, body: &[], memory, bag }
+            }
+            None => Self::plain(kind, body, bag),
         }
     }
 
     /// The same, all of it on the line.
-    pub(crate) fn plain(kind: Kind, body: &'a [u8]) -> Self {
-        Self { header: frame::header(kind, body.len()), body, memory: None }
+    pub(crate) fn plain(kind: Kind, body: &'a [u8], bag: Option<BorrowedFd<'a>>) -> Self {
+        let header = frame::header_of(kind, body.len(), false, bag.is_some());
+        Self { header, body, memory: None, bag }
     }
 
-    /// The descriptor to be sent along.
-    pub(crate) fn memory(&self) -> Option<BorrowedFd<'_>> {
-        self.memory.as_ref().map(AsFd::as_fd)
+    /// Whether its body goes by memory.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        self.memory.is_some()
+    }
+
+    /// The descriptors to be sent along.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.memory.as_ref().map(AsFd::as_fd).into_iter().chain(self.bag)
     }
 }
 
-/// The bytes of a body that has arrived.
+/// A body that has arrived, and the descriptors with it.
+#[derive(Debug, Default)]
+pub(crate) struct Bytes {
+    place: Place,
+    pub(crate) bag: Option<OwnedFd>,
+}
+
 #[derive(Debug)]
-pub(crate) enum Bytes {
+enum Place {
     Received(Vec<u8>),
     Mapped(Mapping),
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self::Received(Vec::new())
+    }
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { place: Place::Received(bytes), bag: None }
+    }
 }
 
 impl Deref for Bytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        match self {
-            Self::Received(bytes) => bytes,
-            Self::Mapped(mapping) => mapping,
+        match &self.place {
+            Place::Received(bytes) => bytes,
+            Place::Mapped(mapping) => mapping,
         }
     }
 }
@@ -80,19 +109,21 @@ impl fmt::Display for Unpacked {
     }
 }
 
-impl Body {
-    /// Its bytes; `descriptors`: those that have come along so far and belong to no frame yet.
+impl Frame {
+    /// Its body; `descriptors`: those that have come along so far and belong to no frame yet.
     pub(crate) fn unpack(self, descriptors: &mut VecDeque<OwnedFd>) -> Result<Bytes, Unpacked> {
-        match self {
-            Self::Here(bytes) => Ok(Bytes::Received(bytes)),
-            Self::Elsewhere(length) => {
+        let place = match self.body {
+            Body::Here(bytes) => Place::Received(bytes),
+            Body::Elsewhere(length) => {
                 let file = descriptors.pop_front().ok_or(Unpacked::Lost)?;
-                Mapping::of(&file, length).map(Bytes::Mapped).map_err(|error| match error.kind() {
+                Place::Mapped(Mapping::of(&file, length, true).map_err(|error| match error.kind() {
                     io::ErrorKind::InvalidData => Unpacked::Bad(error),
                     _ => Unpacked::Refused(error),
-                })
+                })?)
             }
-        }
+        };
+        let bag = if self.bag { Some(descriptors.pop_front().ok_or(Unpacked::Lost)?) } else { None };
+        Ok(Bytes { place, bag })
     }
 }
 
@@ -101,13 +132,13 @@ mod tests {
     use super::*;
 
     fn crosses(body: &[u8]) -> Bytes {
-        let parcel = Parcel::pack(Kind::Value, body);
+        let parcel = Parcel::pack(Kind::Value, body, None);
         let mut descriptors: VecDeque<OwnedFd> =
-            parcel.memory().map(|memory| memory.try_clone_to_owned().unwrap()).into_iter().collect();
+            parcel.descriptors().map(|memory| memory.try_clone_to_owned().unwrap()).collect();
         let stream = [&parcel.header[..], parcel.body].concat();
         let frame = frame::Decoder::default().next(&mut &stream[..]).unwrap().unwrap();
         assert_eq!(frame.kind, Kind::Value);
-        frame.body.unpack(&mut descriptors).unwrap()
+        frame.unpack(&mut descriptors).unwrap()
     }
 
     #[test]
@@ -116,12 +147,15 @@ mod tests {
             let body = vec![7; size];
             let bytes = crosses(&body);
             assert_eq!(*bytes, *body);
-            assert_eq!(matches!(bytes, Bytes::Mapped(_)), size > LARGE);
+            assert_eq!(matches!(bytes.place, Place::Mapped(_)), size > LARGE);
         }
     }
 
     #[test]
     fn a_body_whose_memory_did_not_come_is_lost() {
-        assert!(matches!(Body::Elsewhere(9).unpack(&mut VecDeque::new()), Err(Unpacked::Lost)));
+        for (body, bag) in [(Body::Elsewhere(9), false), (Body::Here(vec![1]), true)] {
+            let frame = Frame { kind: Kind::Value, body, bag };
+            assert!(matches!(frame.unpack(&mut VecDeque::new()), Err(Unpacked::Lost)));
+        }
     }
 }

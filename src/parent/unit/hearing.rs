@@ -10,30 +10,32 @@ use crate::parent::line::{Line, Piece};
 use crate::parent::reaper;
 use crate::parent::table::Outcome;
 use crate::parent::unit::lock;
-use crate::sys::io::BorrowedFd;
+use crate::sys::io::{AsFd, BorrowedFd};
 use crate::wire::codec;
+use crate::wire::crossing::Packed;
 use crate::wire::frame::{self, Frame, Kind};
 use crate::wire::message::{Failed, Step};
 use crate::wire::parcel::{Bytes, Parcel, Unpacked};
 
 impl Unit {
     /// Sends what fits of what the child is to be told; what is left, the reaper will send.
-    pub(crate) fn tell(&self, bodies: [&[u8]; 2], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    pub(crate) fn tell(&self, start: &[u8], unit: &Packed, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut line = lock(&self.line);
         let kinds = [Kind::Start, Kind::Unit];
         let mut send = |messages: [Parcel<'_>; 2]| {
             let [start, unit] = &messages;
             let go = frame::header(Kind::Go, 0);
             let parts = [&start.header, start.body, &unit.header, unit.body, &go];
-            let memory = messages.iter().filter_map(Parcel::memory);
-            let all: Vec<BorrowedFd<'_>> = memory.chain(descriptors.iter().copied()).collect();
-            (line.tell(&parts, &all), messages.iter().any(|message| message.memory().is_some()))
+            let own = messages.iter().flat_map(Parcel::descriptors);
+            let all: Vec<BorrowedFd<'_>> = own.chain(descriptors.iter().copied()).collect();
+            (line.tell(&parts, &all), messages.iter().any(Parcel::is_elsewhere))
         };
-        let [start, unit] = bodies;
-        let is_all = match send([Parcel::pack(kinds[0], start), Parcel::pack(kinds[1], unit)]) {
+        let bag = unit.bag.as_ref().map(AsFd::as_fd);
+        let unit = &unit.bytes;
+        let is_all = match send([Parcel::pack(kinds[0], start, None), Parcel::pack(kinds[1], unit, bag)]) {
             // Too many descriptors are on their way (ETOOMANYREFS), say. Of that message nothing has been sent.
             (Err(error), true) if !is_gone(&error) => {
-                send([Parcel::plain(kinds[0], start), Parcel::plain(kinds[1], unit)]).0?
+                send([Parcel::plain(kinds[0], start, None), Parcel::plain(kinds[1], unit, bag)]).0?
             }
             (sent, _) => sent?,
         };
@@ -91,7 +93,7 @@ impl Unit {
             let mut input = &buffer[..count];
             while !input.is_empty() {
                 match line.decoder.next(&mut input) {
-                    Ok(Some(Frame { kind, body })) => match body.unpack(&mut line.descriptors) {
+                    Ok(Some(frame @ Frame { kind, .. })) => match frame.unpack(&mut line.descriptors) {
                         Ok(body) => self.on_frame(kind, body),
                         Err(Unpacked::Bad(error)) => {
                             self.change(|life, now| life.on_breach(format!("a message in {error}"), now));

@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::child::run::Host;
+use crate::wire::parcel::Bytes;
 
 /// The object (executable or shared library) into which this copy of the crate is linked.
 #[derive(Debug)]
@@ -34,11 +35,11 @@ pub(crate) struct Entry {
     /// The unit's type.
     pub(crate) name: fn() -> &'static str,
     /// Decodes the unit, runs it, hands what comes of it to the host.
-    pub(crate) run: fn(&[u8], &mut dyn Host),
+    pub(crate) run: fn(Bytes, &mut dyn Host),
 }
 
 impl Entry {
-    pub(crate) const fn new(name: fn() -> &'static str, run: fn(&[u8], &mut dyn Host)) -> Self {
+    pub(crate) const fn new(name: fn() -> &'static str, run: fn(Bytes, &mut dyn Host)) -> Self {
         Self { magic: MAGIC, name, run }
     }
 

@@ -71,7 +71,7 @@ pub(crate) fn put_line(line: OwnedFd) {
 }
 
 /// How many descriptors go with one message at most.
-pub(crate) const MOST: usize = 6;
+pub(crate) const MOST: usize = 7;
 
 /// Sends what fits, and the descriptors with it. `WouldBlock` if nothing does.
 pub(crate) fn send_with(
@@ -128,6 +128,42 @@ pub(crate) fn receive_with(line: impl AsFd, buffer: &mut [u8]) -> io::Result<Rec
         }
     }
     Ok(Received { count: got.bytes, descriptors })
+}
+
+/// How many descriptors the kernel sends with one message at most: unix(7), `SCM_MAX_FD`.
+pub(crate) const MANY: usize = 253;
+
+/// Sends a packet, and that many descriptors with it. `WouldBlock` if there is no room.
+pub(crate) fn send_many(line: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MANY))];
+    let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+    control.push(rustix::net::SendAncillaryMessage::ScmRights(descriptors));
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    Ok(rustix::io::retry_on_intr(|| {
+        rustix::net::sendmsg(&line, &[io::IoSlice::new(bytes)], &mut control, flags)
+    })?)
+}
+
+/// Receives a packet, and the descriptors that came with it. `WouldBlock` if there is none.
+pub(crate) fn receive_many(
+    line: impl AsFd,
+    buffer: &mut [u8],
+    descriptors: &mut Vec<OwnedFd>,
+) -> io::Result<usize> {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage};
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MANY))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let got = rustix::io::retry_on_intr(|| {
+        rustix::net::recvmsg(&line, &mut [io::IoSliceMut::new(buffer)], &mut control, flags)
+    })?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            // One that took the place of a closed standard stream would be taken for it.
+            descriptors.extend(rights.filter_map(|descriptor| above_stdio(descriptor).ok()));
+        }
+    }
+    Ok(got.bytes)
 }
 
 /// Waits until one of them can be read (or, of the first, written, if so asked) or has ended, or the time is over; which.

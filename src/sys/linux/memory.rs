@@ -8,16 +8,106 @@ use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::null_mut;
+use std::sync::atomic::AtomicU32;
 
 const SEALS: libc::c_int = libc::F_SEAL_WRITE | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
 
 /// A file in memory with these bytes, which nobody can change any more.
 pub(crate) fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let file = new(bytes.len() as u64)?;
+    let mut left = bytes;
+    while !left.is_empty() {
+        let count = rustix::io::retry_on_intr(|| rustix::io::write(&file, left))?;
+        left = &left[count..];
+    }
+    seal(&file, SEALS)?;
+    Ok(file)
+}
+
+/// The same, of so many bytes (at least one), which are written where they are to be.
+pub(crate) fn sealed_by(length: usize, write: impl FnOnce(&mut [u8])) -> io::Result<OwnedFd> {
+    let file = new(length as u64)?;
+    // All of it, or an error, and not a signal later.
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length as u64)?;
+    seal(&file, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW)?;
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let region = Region::new(&file, length, access, libc::MAP_SHARED)?;
+    // SAFETY: mapped for reading and writing until the drop, so long; nobody else knows of the file.
+    write(unsafe { std::slice::from_raw_parts_mut(region.start.cast(), length) });
+    drop(region);
+    seal(&file, SEALS)?;
+    Ok(file)
+}
+
+/// Memory that others may write as well, for as long as it is: so many bytes, zeros.
+pub(crate) fn shared(length: u64) -> io::Result<OwnedFd> {
+    let file = new(length)?;
+    if length > 0 {
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length)?;
+    }
+    seal(&file, KEEPS_SIZE)?;
+    Ok(file)
+}
+
+/// Nobody can make it longer or shorter, nor seal it against writes.
+const KEEPS_SIZE: libc::c_int = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+
+/// The same memory as an open file of its own.
+pub(crate) fn reopen(file: &OwnedFd) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    super::io::above_stdio(std::fs::File::options().read(true).write(true).open(path)?.into())
+}
+
+/// Reads all of that from there, or fails.
+pub(crate) fn read_at(file: &OwnedFd, offset: u64, mut bytes: &mut [u8]) -> io::Result<()> {
+    let mut offset = offset;
+    while !bytes.is_empty() {
+        match rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut *bytes, offset))? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => {
+                bytes = &mut bytes[count..];
+                offset += count as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes all of that there, or fails.
+pub(crate) fn write_at(file: &OwnedFd, offset: u64, mut bytes: &[u8]) -> io::Result<()> {
+    let mut offset = offset;
+    while !bytes.is_empty() {
+        let count = rustix::io::retry_on_intr(|| rustix::io::pwrite(file, bytes, offset))?;
+        bytes = &bytes[count..];
+        offset += count as u64;
+    }
+    Ok(())
+}
+
+/// Waits for the lock that belongs to this open file.
+pub(crate) fn lock(file: &OwnedFd) -> io::Result<()> {
+    use rustix::fs::{FlockOperation, flock};
+    Ok(rustix::io::retry_on_intr(|| flock(file, FlockOperation::LockExclusive))?)
+}
+
+pub(crate) fn unlock(file: &OwnedFd) {
+    let _ = rustix::fs::flock(file, rustix::fs::FlockOperation::Unlock);
+}
+
+/// The length of such memory, which has come from elsewhere.
+pub(crate) fn shared_length(file: &OwnedFd) -> io::Result<u64> {
+    if !has_seals(file, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "memory whose size is not sealed"));
+    }
+    Ok(u64::try_from(rustix::fs::fstat(file)?.st_size).unwrap_or(0))
+}
+
+fn new(length: u64) -> io::Result<OwnedFd> {
     /// Linux 6.3; said to those that want to know whether the file is ever to be executed.
     const MFD_NOEXEC_SEAL: u32 = 8;
     // Beyond that limit a write is not refused, it is the end of the process (SIGXFSZ).
     let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
-    if limit.is_some_and(|limit| limit < bytes.len() as u64) {
+    if limit.is_some_and(|limit| limit < length) {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
     let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
@@ -30,15 +120,19 @@ pub(crate) fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
             }
         }
     };
-    let file = create(flags | MFD_NOEXEC_SEAL).or_else(|_| create(flags))?;
-    let mut left = bytes;
-    while !left.is_empty() {
-        let count = rustix::io::retry_on_intr(|| rustix::io::write(&file, left))?;
-        left = &left[count..];
-    }
+    create(flags | MFD_NOEXEC_SEAL).or_else(|_| create(flags))
+}
+
+fn seal(file: &OwnedFd, seals: libc::c_int) -> io::Result<()> {
     // SAFETY: fcntl(2) on our own descriptor.
-    let added = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, SEALS) };
-    if added == 0 { Ok(file) } else { Err(io::Error::last_os_error()) }
+    let added = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) };
+    if added == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn has_seals(file: &OwnedFd, seals: libc::c_int) -> bool {
+    // SAFETY: fcntl(2) on a descriptor that the borrow keeps open.
+    let told = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+    told >= 0 && told & seals == seals
 }
 
 /// From so many bytes on a buffer is worth pages of 2 MiB.
@@ -58,12 +152,31 @@ pub(crate) fn reserve(bytes: &mut Vec<u8>, additional: usize) {
     }
 }
 
-/// The bytes of a sealed file.
+/// Mapped memory.
 #[derive(Debug)]
-pub(crate) struct Mapping {
-    start: *const u8,
+struct Region {
+    start: *mut c_void,
     length: usize,
 }
+
+impl Region {
+    fn new(file: &OwnedFd, length: usize, access: libc::c_int, flags: libc::c_int) -> io::Result<Self> {
+        // SAFETY: a new mapping at a place of the kernel's choice.
+        let start = unsafe { libc::mmap(null_mut(), length, access, flags, file.as_raw_fd(), 0) };
+        if start == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self { start, length }) }
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, into which nobody has a reference any more.
+        unsafe { libc::munmap(self.start, self.length) };
+    }
+}
+
+/// The bytes of a sealed file.
+#[derive(Debug)]
+pub(crate) struct Mapping(Region);
 
 // SAFETY: the memory is read-only for all, for good.
 unsafe impl Send for Mapping {}
@@ -71,11 +184,9 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Those of that file, if it is sealed and so long. At least one byte.
-    pub(crate) fn of(file: &OwnedFd, length: usize) -> io::Result<Self> {
-        // SAFETY: fcntl(2) on a descriptor that the borrow keeps open.
-        let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
-        if seals < 0 || seals & SEALS != SEALS {
+    /// Those of that file, if it is sealed and so long. At least one byte. `at_once`: all of it is about to be read.
+    pub(crate) fn of(file: &OwnedFd, length: usize, at_once: bool) -> io::Result<Self> {
+        if !has_seals(file, SEALS) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "memory that is not sealed"));
         }
         let told = rustix::fs::fstat(file)?;
@@ -86,14 +197,9 @@ impl Mapping {
         if u64::try_from(told.st_blocks).unwrap_or(0).saturating_mul(512) < length as u64 {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "memory with holes"));
         }
-        // All that there is will be read: one call in the place of a fault for each few pages.
-        let flags = libc::MAP_PRIVATE | libc::MAP_POPULATE;
-        // SAFETY: a new mapping at a place of the kernel's choice, of a file of that size.
-        let start = unsafe { libc::mmap(null_mut(), length, libc::PROT_READ, flags, file.as_raw_fd(), 0) };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Self { start: start.cast(), length })
+        // One call in the place of a fault for each few pages.
+        let flags = libc::MAP_PRIVATE | if at_once { libc::MAP_POPULATE } else { 0 };
+        Region::new(file, length, libc::PROT_READ, flags).map(Self)
     }
 }
 
@@ -103,14 +209,40 @@ impl Deref for Mapping {
     fn deref(&self) -> &[u8] {
         // SAFETY: mapped readable until the drop, so long; the file's seals, which cannot be taken off, say that nobody writes to
         // it and that it does not shrink.
-        unsafe { std::slice::from_raw_parts(self.start, self.length) }
+        unsafe { std::slice::from_raw_parts(self.0.start.cast(), self.0.length) }
     }
 }
 
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping, into which nobody has a reference any more.
-        unsafe { libc::munmap(self.start.cast_mut().cast::<c_void>(), self.length) };
+/// Words that several processes share, and any of them may change at any time.
+#[derive(Debug)]
+pub(crate) struct Words(Region);
+
+// SAFETY: the memory holds atomics alone.
+unsafe impl Send for Words {}
+// SAFETY: as above.
+unsafe impl Sync for Words {}
+
+impl Words {
+    /// The length of a file of such.
+    pub(crate) const BYTES: u64 = 4096;
+
+    /// Those in that memory, which is [`shared`] and so long.
+    pub(crate) fn of(file: &OwnedFd) -> io::Result<Self> {
+        if shared_length(file)? != Self::BYTES {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "memory of another size"));
+        }
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        Region::new(file, Self::BYTES as usize, access, libc::MAP_SHARED).map(Self)
+    }
+}
+
+impl Deref for Words {
+    type Target = [AtomicU32; 1024];
+
+    fn deref(&self) -> &Self::Target {
+        // SAFETY: mapped until the drop, aligned to a page, so long, and of a size that is sealed; any bytes are valid atomics,
+        // which others may change.
+        unsafe { &*self.0.start.cast() }
     }
 }
 
@@ -121,7 +253,7 @@ mod tests {
     #[test]
     fn what_was_sealed_is_read_as_it_was_written() {
         let bytes: Vec<u8> = (0..100_000_u32).map(|n| n as u8).collect();
-        let mapping = Mapping::of(&sealed(&bytes).unwrap(), bytes.len()).unwrap();
+        let mapping = Mapping::of(&sealed(&bytes).unwrap(), bytes.len(), true).unwrap();
         assert_eq!(*mapping, bytes);
     }
 
@@ -129,10 +261,10 @@ mod tests {
     fn nothing_else_is_read() {
         let file = sealed(b"four").unwrap();
         for length in [0, 3, 5, usize::MAX] {
-            assert_eq!(Mapping::of(&file, length).unwrap_err().kind(), io::ErrorKind::InvalidData);
+            assert_eq!(Mapping::of(&file, length, true).unwrap_err().kind(), io::ErrorKind::InvalidData);
         }
         let plain: OwnedFd = std::fs::File::open("/proc/self/exe").unwrap().into();
-        assert!(Mapping::of(&plain, 4).is_err());
+        assert!(Mapping::of(&plain, 4, true).is_err());
         // SAFETY: as in `sealed`.
         let open = unsafe {
             OwnedFd::from_raw_fd(libc::memfd_create(
@@ -141,11 +273,11 @@ mod tests {
             ))
         };
         rustix::io::write(&open, b"four").unwrap();
-        assert!(Mapping::of(&open, 4).is_err());
+        assert!(Mapping::of(&open, 4, true).is_err());
         // It could still grow.
         // SAFETY: fcntl(2) on our own descriptor.
         assert_eq!(unsafe { libc::fcntl(open.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_WRITE) }, 0);
-        assert!(Mapping::of(&open, 4).is_err());
+        assert!(Mapping::of(&open, 4, true).is_err());
     }
 
     #[test]
@@ -160,7 +292,7 @@ mod tests {
         rustix::fs::ftruncate(&hollow, 1 << 40).unwrap();
         // SAFETY: fcntl(2) on our own descriptor.
         assert_eq!(unsafe { libc::fcntl(hollow.as_raw_fd(), libc::F_ADD_SEALS, SEALS) }, 0);
-        assert_eq!(Mapping::of(&hollow, 1 << 40).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(Mapping::of(&hollow, 1 << 40, true).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]

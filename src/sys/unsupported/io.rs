@@ -116,6 +116,16 @@ pub(crate) fn directory(_: Option<&std::path::Path>) -> Result<OwnedFd> {
     none()
 }
 
+pub(crate) const MANY: usize = 1;
+
+pub(crate) fn send_many(_: impl AsFd, _: &[u8], _: &[BorrowedFd<'_>]) -> Result<usize> {
+    none()
+}
+
+pub(crate) fn receive_many(_: impl AsFd, _: &mut [u8], _: &mut Vec<OwnedFd>) -> Result<usize> {
+    none()
+}
+
 pub(crate) fn drain(_: impl AsFd, _: impl FnMut(&[u8])) -> bool {
     false
 }

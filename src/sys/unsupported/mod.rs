@@ -108,14 +108,15 @@ pub(crate) mod image {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     use crate::child::run::Host;
+    use crate::wire::parcel::Bytes;
 
     pub(crate) struct Entry {
         pub(crate) name: fn() -> &'static str,
-        pub(crate) run: fn(&[u8], &mut dyn Host),
+        pub(crate) run: fn(Bytes, &mut dyn Host),
     }
 
     impl Entry {
-        pub(crate) const fn new(name: fn() -> &'static str, run: fn(&[u8], &mut dyn Host)) -> Self {
+        pub(crate) const fn new(name: fn() -> &'static str, run: fn(Bytes, &mut dyn Host)) -> Self {
             Self { name, run }
         }
 
@@ -175,6 +176,36 @@ pub(crate) mod memory {
         super::none()
     }
 
+    pub(crate) fn sealed_by(_: usize, _: impl FnOnce(&mut [u8])) -> Result<OwnedFd> {
+        super::none()
+    }
+
+    pub(crate) fn shared(_: u64) -> Result<OwnedFd> {
+        super::none()
+    }
+
+    pub(crate) fn shared_length(_: &OwnedFd) -> Result<u64> {
+        super::none()
+    }
+
+    pub(crate) fn reopen(_: &OwnedFd) -> Result<OwnedFd> {
+        super::none()
+    }
+
+    pub(crate) fn read_at(_: &OwnedFd, _: u64, _: &mut [u8]) -> Result<()> {
+        super::none()
+    }
+
+    pub(crate) fn write_at(_: &OwnedFd, _: u64, _: &[u8]) -> Result<()> {
+        super::none()
+    }
+
+    pub(crate) fn lock(_: &OwnedFd) -> Result<()> {
+        super::none()
+    }
+
+    pub(crate) fn unlock(_: &OwnedFd) {}
+
     pub(crate) const HUGE: usize = 1 << 60;
 
     pub(crate) fn reserve(bytes: &mut Vec<u8>, additional: usize) {
@@ -185,7 +216,7 @@ pub(crate) mod memory {
     pub(crate) struct Mapping;
 
     impl Mapping {
-        pub(crate) fn of(_: &OwnedFd, _: usize) -> Result<Self> {
+        pub(crate) fn of(_: &OwnedFd, _: usize, _: bool) -> Result<Self> {
             super::none().map(|()| Self)
         }
     }
