@@ -7,6 +7,7 @@ mod offspring;
 mod builder;
 pub mod fd;
 mod shared;
+mod channel;
 mod process;
 mod error;
 mod death;
@@ -24,6 +25,10 @@ mod log;
 mod hook;
 
 pub use builder::{Builder, Stdio};
+pub use channel::{
+    IntoIter, Iter, Receiver, RecvError, RecvTimeoutError, SendError, SendTimeoutError, Sender, TryIter,
+    TryRecvError, TrySendError, channel,
+};
 pub use death::{Death, EndedBy};
 pub use error::{Error, ErrorKind, Panic};
 pub use offspring::Offspring;
@@ -46,6 +51,7 @@ pub use subprocess::{PAUSE, Subprocess, SubprocessLoop, spawn};
 /// ```
 pub fn shutdown() {
     parent::runtime::shutdown();
+    channel::shutdown();
 }
 
 /// All that most users need: `use offspring::prelude::*;`

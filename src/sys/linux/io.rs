@@ -180,6 +180,57 @@ pub(crate) fn wait_any(descriptors: &[BorrowedFd<'_>], writes: bool, time: Optio
     all.iter().map(|fd| !fd.revents().is_empty()).collect()
 }
 
+/// What is waited for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sign {
+    Readable,
+    Writable,
+    /// The other end is gone. (Which the others are as well.)
+    End,
+}
+
+/// Waits for any of these signs, or so long; whether one is there.
+pub(crate) fn wait_for(signs: &[(BorrowedFd<'_>, Sign)], time: Option<Duration>) -> bool {
+    use rustix::event::{PollFd, PollFlags, poll};
+    let flags = |sign| match sign {
+        Sign::Readable => PollFlags::IN,
+        Sign::Writable => PollFlags::OUT,
+        Sign::End => PollFlags::empty(),
+    };
+    let mut all: Vec<PollFd<'_>> = signs.iter().map(|(fd, sign)| PollFd::new(fd, flags(*sign))).collect();
+    let time = time.map(|time| rustix::time::Timespec {
+        tv_sec: time.as_secs().min(3600) as i64,
+        tv_nsec: time.subsec_nanos() as _,
+    });
+    poll(&mut all, time.as_ref()).is_ok_and(|ready| ready > 0)
+}
+
+/// A counter that is readable while it is not zero.
+pub(crate) fn counter() -> io::Result<OwnedFd> {
+    above_stdio(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+}
+
+/// Adds one to a counter.
+pub(crate) fn add(counter: &OwnedFd) {
+    let _ = rustix::io::write(counter, &1_u64.to_ne_bytes());
+}
+
+/// Sets a counter to zero.
+pub(crate) fn take_all(counter: &OwnedFd) {
+    let _ = rustix::io::read(counter, &mut [0_u8; 8]);
+}
+
+/// Has the kernel keep so many bytes of what is sent, if it may; more than its default, at any rate.
+pub(crate) fn make_room(socket: &OwnedFd, bytes: u64) {
+    const MOST: u64 = 64 << 20;
+    let bytes = bytes.min(MOST) as usize;
+    let before = rustix::net::sockopt::socket_send_buffer_size(socket).unwrap_or(0);
+    // The kernel doubles what it is told, and tells the double.
+    if bytes > before / 2 && rustix::net::sockopt::set_socket_send_buffer_size_force(socket, bytes).is_err() {
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size(socket, bytes);
+    }
+}
+
 /// A standard stream of this process, if it is open.
 pub(crate) fn standard(stream: i32) -> Option<BorrowedFd<'static>> {
     // SAFETY: fcntl(2) fails on a descriptor that is not open; what is borrowed here is only ever handed to system calls,
@@ -364,6 +415,16 @@ impl Poller {
     /// Reports `token` from now on while `fd` can be read, and, if asked, while it can be written.
     pub(crate) fn add(&self, fd: impl AsFd, token: u64, writes: bool) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), flags(writes))?)
+    }
+
+    /// Reports `token` while that sign is there.
+    pub(crate) fn add_for(&self, fd: impl AsFd, token: u64, sign: Sign) -> io::Result<()> {
+        let flags = match sign {
+            Sign::Readable => epoll::EventFlags::IN,
+            Sign::Writable => epoll::EventFlags::OUT,
+            Sign::End => epoll::EventFlags::empty(),
+        };
+        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), flags)?)
     }
 
     pub(crate) fn modify(&self, fd: impl AsFd, token: u64, writes: bool) {

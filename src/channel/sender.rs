@@ -1,0 +1,268 @@
+//! The end of a channel that sends.
+
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::reactor::Registration;
+use super::{AGAIN, BAG, ELSEWHERE, End, SMALL, SendError, SendTimeoutError, Stop, TrySendError, Wanted};
+use crate::fd::{Arrived, Leaving};
+use crate::sys::io::{self as sysio, AsFd, BorrowedFd, OwnedFd, Sign};
+use crate::sys::memory;
+use crate::wire::crossing::{self, Packed};
+
+/// The end of a [`channel`](crate::channel()) that sends. Cheap to clone; clones may be in other processes.
+///
+/// ```
+/// let (sender, receiver) = offspring::channel(2)?;
+/// sender.send("a message".to_owned())?;
+/// drop(sender);
+/// assert_eq!(receiver.iter().collect::<Vec<String>>(), ["a message"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Sender<T> {
+    end: Arc<End>,
+    message: PhantomData<fn(T)>,
+}
+
+impl<T> Sender<T> {
+    pub(super) fn new(end: Arc<End>) -> Self {
+        Self { end, message: PhantomData }
+    }
+}
+
+impl<T: Serialize> Sender<T> {
+    /// Sends a message; waits for room.
+    ///
+    /// # Errors
+    /// [`Disconnected`](SendError::Disconnected) when nobody can receive any more, also while it waits; [`Failed`](SendError::Failed). The
+    /// message comes back.
+    pub fn send(&self, message: T) -> Result<(), SendError<T>> {
+        self.send_until(&message, None).map_err(|stop| SendError::new(message, stop))
+    }
+
+    /// As [`send`](Self::send), but does not wait.
+    ///
+    /// # Errors
+    /// As there; and [`Full`](TrySendError::Full).
+    pub fn try_send(&self, message: T) -> Result<(), TrySendError<T>> {
+        let sent = Message::pack(&message).and_then(|packed| self.end.send(&packed));
+        sent.map_err(|stop| TrySendError::new(message, stop))
+    }
+
+    /// As [`send`](Self::send), but waits for so long at most.
+    ///
+    /// # Errors
+    /// As there; and [`Timeout`](SendTimeoutError::Timeout).
+    pub fn send_timeout(&self, message: T, timeout: Duration) -> Result<(), SendTimeoutError<T>> {
+        // Beyond what the clock can tell is for ever.
+        let deadline = Instant::now().checked_add(timeout);
+        self.send_until(&message, deadline).map_err(|stop| SendTimeoutError::new(message, stop))
+    }
+
+    /// As [`send`](Self::send), on any executor. Dropped before it is done, it has sent nothing.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn send_async(&self, message: T) -> impl Future<Output = Result<(), SendError<T>>> + use<'_, T> {
+        Sending { sender: self, packed: None, message: Some(message), waits: Vec::new() }
+    }
+
+    fn send_until(&self, message: &T, deadline: Option<Instant>) -> Result<(), Stop> {
+        let message = Message::pack(message)?;
+        let mut has_waited = false;
+        loop {
+            match self.end.send(&message) {
+                Ok(()) if has_waited => {
+                    self.end.gate.pass_on();
+                    return Ok(());
+                }
+                Err(Stop::Wait(wanted)) => {
+                    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+                    if left.is_some_and(|left| left.is_zero()) {
+                        return Err(Stop::Wait(wanted));
+                    }
+                    has_waited |= wanted == Wanted::Place;
+                    self.end.wait_for_room(wanted, left);
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+/// A message, encoded.
+struct Message {
+    tag: u8,
+    /// What is sent: the bytes, or, if they are in memory, how many they are.
+    body: Vec<u8>,
+    memory: Option<OwnedFd>,
+    bag: Option<OwnedFd>,
+}
+
+impl Message {
+    fn pack(value: &impl Serialize) -> Result<Self, Stop> {
+        // Its code is foreign; a panic in it is its caller's.
+        let Packed { bytes, bag } =
+            crossing::pack(value).map_err(|error| Stop::Failed(io::Error::other(error)))?;
+        let tag = if bag.is_some() { BAG } else { 0 };
+        if bytes.len() <= SMALL {
+            return Ok(Self { tag, body: bytes, memory: None, bag });
+        }
+        let memory = memory::sealed(&bytes).map_err(Stop::Failed)?;
+        let body = (bytes.len() as u64).to_le_bytes().to_vec();
+        Ok(Self { tag: tag | ELSEWHERE, body, memory: Some(memory), bag })
+    }
+}
+
+impl End {
+    /// Sends it if there is room.
+    fn send(&self, message: &Message) -> Result<(), Stop> {
+        if !self.gate.enter() {
+            // Where nobody receives any more there will never be room.
+            let is_over = sysio::wait_for(&[(self.socket.as_fd(), Sign::End)], Some(Duration::ZERO));
+            return Err(if is_over { Stop::Disconnected } else { Stop::Wait(Wanted::Place) });
+        }
+        let descriptors = [&message.memory, &message.bag];
+        let descriptors: Vec<BorrowedFd<'_>> = descriptors.into_iter().flatten().map(AsFd::as_fd).collect();
+        let sent = sysio::send_with(&self.socket, &[&[message.tag], &message.body], &descriptors);
+        let error = match sent {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        self.gate.leave();
+        Err(match error.kind() {
+            io::ErrorKind::WouldBlock => Stop::Wait(Wanted::Buffer),
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Stop::Disconnected,
+            _ => Stop::Failed(error),
+        })
+    }
+
+    /// Until there may be room, nobody can receive any more, or so long.
+    fn wait_for_room(&self, wanted: Wanted, time: Option<Duration>) {
+        if wanted == Wanted::Buffer {
+            sysio::wait_for(&[(self.socket.as_fd(), Sign::Writable)], time);
+            return;
+        }
+        self.gate.hear();
+        self.gate.want();
+        if self.gate.enter() {
+            // It was made before anybody knew that we want it.
+            self.gate.leave();
+            return;
+        }
+        let signs = [(self.gate.room.as_fd(), Sign::Readable), (self.socket.as_fd(), Sign::End)];
+        let time = time.map_or(AGAIN, |time| time.min(AGAIN));
+        if !sysio::wait_for(&signs, Some(time)) {
+            self.look_for_the_dead();
+        }
+    }
+
+    /// Nobody has made room for a while. It may be that there is: that whoever is counted has died before the message was sent.
+    fn look_for_the_dead(&self) {
+        if sysio::is_all_received(&self.socket) {
+            self.gate.set_right();
+        }
+    }
+}
+
+/// A message that is to be sent.
+struct Sending<'a, T> {
+    sender: &'a Sender<T>,
+    packed: Option<Message>,
+    message: Option<T>,
+    waits: Vec<Registration>,
+}
+
+// Nothing in it is pinned.
+impl<T> Unpin for Sending<'_, T> {}
+
+impl<T: Serialize> Future for Sending<'_, T> {
+    type Output = Result<(), SendError<T>>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        // UNWRAP: taken by the last poll, after which there must be none.
+        let message = this.message.as_ref().expect("polled after it was done");
+        let end = &this.sender.end;
+        let has_waited = !this.waits.is_empty();
+        this.waits.clear();
+        let mut step = || -> Result<(), Stop> {
+            if this.packed.is_none() {
+                this.packed = Some(Message::pack(message)?);
+            }
+            // UNWRAP: set above.
+            let packed = this.packed.as_ref().expect("it is packed");
+            for _ in 0..2 {
+                let wanted = match end.send(packed) {
+                    Err(Stop::Wait(wanted)) => wanted,
+                    done => {
+                        if has_waited && done.is_ok() {
+                            end.gate.pass_on();
+                        }
+                        return done;
+                    }
+                };
+                if !this.waits.is_empty() {
+                    return Err(Stop::Wait(wanted));
+                }
+                // First the wish, then a second look.
+                this.waits = match wanted {
+                    Wanted::Place => {
+                        end.gate.hear();
+                        end.gate.want();
+                        if has_waited {
+                            end.look_for_the_dead();
+                        }
+                        vec![
+                            Registration::new(&end.gate.room, Sign::Readable, Some(AGAIN), context.waker())?,
+                            Registration::new(&end.socket, Sign::End, None, context.waker())?,
+                        ]
+                    }
+                    _ => vec![Registration::new(&end.socket, Sign::Writable, None, context.waker())?],
+                };
+            }
+            Err(Stop::Wait(Wanted::Place))
+        };
+        match step() {
+            Err(Stop::Wait(_)) => Poll::Pending,
+            done => {
+                this.waits.clear();
+                // UNWRAP: as above.
+                let message = this.message.take().expect("polled after it was done");
+                Poll::Ready(done.map_err(|stop| SendError::new(message, stop)))
+            }
+        }
+    }
+}
+
+impl<T> Clone for Sender<T> {
+    fn clone(&self) -> Self {
+        Self::new(self.end.clone())
+    }
+}
+
+impl<T> fmt::Debug for Sender<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sender").finish_non_exhaustive()
+    }
+}
+
+impl<T> Serialize for Sender<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (Leaving(self.end.socket.as_fd()), &self.end.gate).serialize(serializer)
+    }
+}
+
+impl<'de, T> Deserialize<'de> for Sender<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (Arrived(socket), gate) = Deserialize::deserialize(deserializer)?;
+        Ok(Self::new(Arc::new(End { socket, gate })))
+    }
+}
