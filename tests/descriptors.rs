@@ -184,17 +184,28 @@ behaviour! {
 
     fn they_are_not_inherited_by_what_a_unit_executes() {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
-        let unit = spawn(with::<UnixStream, _>(theirs), |unit: With<UnixStream, _>| {
-            let mut cat = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-            drop(unit);
-            let mut byte = [0];
-            std::io::stdin().read(&mut byte).unwrap();
-            drop(cat.stdin.take());
-            cat.wait().unwrap().success()
-        });
+        let mut unit = Offspring::builder(Executes { stream: theirs }).stdin(offspring::Stdio::piped()).spawn().unwrap();
         // While `cat` runs.
         assert_eq!(ours.read(&mut [0]).unwrap(), 0);
-        assert!(unit.unwrap().wait().unwrap());
+        drop(unit.take_stdin());
+        assert!(unit.wait().unwrap());
+    }
+}
+
+/// Executes `cat`, which runs as long as there is something to read.
+#[derive(Serialize, Deserialize)]
+struct Executes {
+    #[serde(with = "offspring::fd")]
+    stream: UnixStream,
+}
+
+impl Subprocess for Executes {
+    type Output = bool;
+
+    fn run(self) -> bool {
+        let mut cat = Command::new("cat").stdout(Stdio::null()).spawn().unwrap();
+        drop(self.stream);
+        cat.wait().unwrap().success()
     }
 }
 

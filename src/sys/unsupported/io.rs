@@ -116,6 +116,27 @@ pub(crate) fn directory(_: Option<&std::path::Path>) -> Result<OwnedFd> {
     none()
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sign {
+    Readable,
+    Writable,
+    End,
+}
+
+pub(crate) fn wait_for(_: &[(BorrowedFd<'_>, Sign)], _: Option<Duration>) -> bool {
+    true
+}
+
+pub(crate) fn counter() -> Result<OwnedFd> {
+    none()
+}
+
+pub(crate) fn add(_: &OwnedFd) {}
+
+pub(crate) fn take_all(_: &OwnedFd) {}
+
+pub(crate) fn make_room(_: &OwnedFd, _: u64) {}
+
 pub(crate) const MANY: usize = 1;
 
 pub(crate) fn send_many(_: impl AsFd, _: &[u8], _: &[BorrowedFd<'_>]) -> Result<usize> {
@@ -144,6 +165,10 @@ pub(crate) const BELL: u64 = u64::MAX;
 pub(crate) struct Poller;
 
 impl Poller {
+    pub(crate) fn add_for(&self, _: impl AsFd, _: u64, _: Sign) -> Result<()> {
+        none()
+    }
+
     pub(crate) fn new() -> Result<Self> {
         none()
     }

@@ -206,6 +206,25 @@ pub(crate) mod memory {
 
     pub(crate) fn unlock(_: &OwnedFd) {}
 
+    #[derive(Debug)]
+    pub(crate) struct Words;
+
+    impl Words {
+        pub(crate) const BYTES: u64 = 0;
+
+        pub(crate) fn of(_: &OwnedFd) -> Result<Self> {
+            super::none().map(|()| Self)
+        }
+    }
+
+    impl Deref for Words {
+        type Target = [std::sync::atomic::AtomicU32];
+
+        fn deref(&self) -> &Self::Target {
+            &[]
+        }
+    }
+
     pub(crate) const HUGE: usize = 1 << 60;
 
     pub(crate) fn reserve(bytes: &mut Vec<u8>, additional: usize) {
