@@ -7,6 +7,7 @@ mod offspring;
 mod builder;
 mod process;
 mod error;
+mod limits;
 // The user's process
 mod parent;
 // What the processes say to each other
@@ -22,6 +23,7 @@ mod hook;
 
 pub use builder::{Builder, Stdio};
 pub use error::{Death, Error, ErrorKind, Panic};
+pub use limits::Limit;
 pub use offspring::Offspring;
 pub use process::Process;
 pub use subprocess::{PAUSE, Subprocess, SubprocessLoop, spawn};

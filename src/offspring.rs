@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::builder::{Builder, Environment, Settings, Stream};
 use crate::child;
 use crate::error::{Death, Error, ErrorKind, Subject};
+use crate::limits::{Hit, Limits};
 use crate::parent::launcher::{self, Order, Started};
 use crate::parent::reaper;
 use crate::parent::shutdown::Why;
@@ -56,6 +57,7 @@ pub struct Offspring<R> {
     order: Option<Order>,
     process: Option<Process>,
     pipes: [Option<OwnedFd>; 3],
+    limits: Limits,
     ended: Ended,
 }
 
@@ -101,6 +103,8 @@ impl<R> Plan<R> {
             environment: Environment::default(),
             current_dir: None,
             umask: None,
+            process_group: T::PROCESS_GROUP,
+            limits: Limits::default(),
             streams: [Stream::Inherit, Stream::Inherit, Stream::Inherit],
             timeout: None,
             shutdown_timeout: T::SHUTDOWN_TIMEOUT,
@@ -149,6 +153,7 @@ impl<R> Offspring<R> {
         Self {
             subject,
             decode,
+            limits: order.settings.limits.clone(),
             order: Some(order),
             process: None,
             pipes: [None, None, None],
@@ -236,7 +241,8 @@ impl<R> Offspring<R> {
         if process.0.wait_until(deadline.flatten()) { self.look(None).unwrap_or(Ok(None)) } else { Ok(None) }
     }
 
-    /// Ends the unit, and waits for its end: TERM (and CONT, for a stopped one), KILL after the shutdown timeout.
+    /// Ends the unit, and waits for its end: TERM (and CONT, for a stopped one), KILL after the shutdown timeout. One that leads
+    /// a process group ([`Subprocess::PROCESS_GROUP`]) is ended, and waited for, with all of it.
     ///
     /// `Some` if its result came, `None` if it was ended first or never started. A unit that is not to be terminated
     /// ([`Subprocess::TERMINATE_ON_SHUTDOWN`]) is waited for.
@@ -252,6 +258,7 @@ impl<R> Offspring<R> {
         process.0.ask_to_end(Why::Shutdown);
         self.may_block(&process)?;
         process.0.wait_until(None);
+        process.0.wait_for_group();
         let was_ended = process.0.poll(None, was_ended).unwrap_or(false);
         if was_ended { Ok(None) } else { self.look(None).unwrap_or(Ok(None)) }
     }
@@ -313,10 +320,12 @@ impl<R> Offspring<R> {
             Err(error) => return Some(Err(error)),
         };
         let waker = context.map(|context| context.waker());
-        let (status, verdict) = process.0.poll(waker, |end| (end.status, end.verdict.take()))?;
+        let (status, cpu_time, verdict) =
+            process.0.poll(waker, |end| (end.status, end.cpu_time, end.verdict.take()))?;
         let death = Death { status, id: process.id() };
+        let hit = pidfd::signal(status).and_then(|signal| self.limits.hit(signal, cpu_time));
         // Decoded here, in the thread that asks.
-        let result = verdict.ok_or_else(|| self.taken()).and_then(|verdict| self.judge(verdict, death));
+        let result = verdict.ok_or_else(|| self.taken()).and_then(|verdict| self.judge(verdict, death, hit));
         self.ended = match &result {
             Ok(_) => Ended::Taken,
             Err(error) => Ended::Error(error.clone()),
@@ -339,7 +348,7 @@ impl<R> Offspring<R> {
         }
     }
 
-    fn judge(&self, verdict: Verdict, death: Death) -> Result<R, Error> {
+    fn judge(&self, verdict: Verdict, death: Death, hit: Option<Hit>) -> Result<R, Error> {
         let how = if pidfd::is_lost(death.status) {
             "its exit status was taken by another waiter".to_owned()
         } else {
@@ -385,11 +394,13 @@ impl<R> Offspring<R> {
                     }
                 }
             }
-            Verdict::Died { ended: None, ready: false, .. } => {
-                self.error(ErrorKind::Start, &format!("died before it could run: {how}"))
-            }
-            Verdict::Died { ended: None, .. } => {
-                self.error(ErrorKind::Died, &format!("died while it ran, without a result: {how}"))
+            Verdict::Died { ended: None, ready, .. } => {
+                let (kind, what) = match ready {
+                    false => (ErrorKind::Start, "died before it could run"),
+                    true => (ErrorKind::Died, "died while it ran, without a result"),
+                };
+                let why = hit.map_or_else(String::new, |hit| format!("; {hit}"));
+                self.error(kind, &format!("{what}: {how}{why}")).with_limit(hit.map(|hit| hit.limit))
             }
         };
         Err(error.with_death(death))

@@ -287,7 +287,7 @@ mod fallback {
 
         fn a_kernel_that_does_not_tell_where_a_threads_id_is_leaves_the_slow_way() {
             const PR_GET_TID_ADDRESS: u32 = 40;
-            if can("a filter", harness::filter_argument(libc::SYS_prctl, PR_GET_TID_ADDRESS, libc::EINVAL)) {
+            if can("a filter", harness::filter_argument(libc::SYS_prctl, 0, PR_GET_TID_ADDRESS, libc::EINVAL)) {
                 for n in 0..3 {
                     assert_eq!(double(n).unwrap(), 2 * n);
                     eventually("the zygote is left", || harness::zygotes().is_empty());

@@ -67,6 +67,10 @@ fn give(
         let place = spare.place;
         let unit = Unit::of_spare(launch, spare);
         runtime.expect(&unit, || true);
+        if launch.order.settings.process_group {
+            // Before it begins, for what it starts may be there when it is gone itself.
+            zygote.entrust(&unit);
+        }
         match tell(launch, zygote, &unit, place) {
             Ok(()) => {
                 unit.on_taken();

@@ -150,6 +150,8 @@ impl Launch<'_> {
             name: self.name.to_owned(),
             guard: self.guard(),
             awaited: self.order.wait_for_child,
+            group: self.order.settings.process_group,
+            limits: Some(&self.order.settings.limits).filter(|limits| !limits.is_empty()).cloned(),
             context,
         };
         codec::encode(&message).map_err(io::Error::other)
@@ -161,7 +163,8 @@ impl Launch<'_> {
     }
 
     pub(crate) fn guard(&self) -> Option<Guard> {
-        self.terms.terminate.then_some(Guard { grace: self.terms.grace })
+        let leads = self.order.settings.process_group;
+        self.terms.terminate.then_some(Guard { grace: self.terms.grace, leads })
     }
 }
 

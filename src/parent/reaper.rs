@@ -81,6 +81,7 @@ pub(crate) fn work(runtime: &Runtime) {
         for unit in runtime.due() {
             runtime.on_time(&unit, &mut buffer);
         }
+        runtime.remains.tend(runtime);
         runtime.parking.tend(runtime, runtime.is_alone());
     }
 }
@@ -139,6 +140,7 @@ fn hear_zygote(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) -> Heard {
                 runtime.zygotes.on_hello(zygote, hello);
                 // Those of the one before, and those that were executed.
                 runtime.born().iter().for_each(|unit| zygote.entrust(unit));
+                runtime.remains.units().iter().for_each(|unit| zygote.entrust(unit));
                 runtime.parking.on_zygote();
             }
             // No zygote of ours.

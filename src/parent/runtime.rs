@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use super::parking::Parking;
 use super::reaper;
+use super::remains::Remains;
 use super::shutdown::Why;
 use super::unit::{Gone, Unit, YOUNG, lock};
 use super::zygote::{Zygote, Zygotes};
@@ -34,6 +35,7 @@ pub(crate) struct Runtime {
     pub(crate) table: Mutex<Table>,
     pub(super) zygotes: Zygotes,
     pub(super) parking: Parking,
+    pub(super) remains: Remains,
     next_id: AtomicU64,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -164,6 +166,7 @@ impl Runtime {
             table: Mutex::default(),
             zygotes: Zygotes::default(),
             parking: Parking::default(),
+            remains: Remains::default(),
             next_id: AtomicU64::new(1),
             thread: Mutex::new(None),
         });
@@ -288,6 +291,7 @@ impl Runtime {
         table.closing.is_some()
             && table.starting == 0
             && table.units.values().all(|(unit, _)| !unit.is_born())
+            && self.remains.is_empty()
     }
 
     /// For the reaper: whether no unit lives.
@@ -377,13 +381,15 @@ impl Runtime {
         let (parking, is_busy) = self.parking.deadline();
         // While there are starts it wakes so often that none of them has to wake it for its own first deadline.
         let tick = is_busy.then(|| Instant::now() + YOUNG);
-        let nobody_else = self.zygotes.current().is_none() && self.parking.is_empty();
+        let nobody_else =
+            self.zygotes.current().is_none() && self.parking.is_empty() && self.remains.is_empty();
+        let remains = self.remains.deadline();
         let mut table = lock(&self.table);
         if table.closing.is_some() && table.units.is_empty() && table.starting == 0 && nobody_else {
             return None;
         }
         let first = table.deadlines.first().map(|(deadline, _)| *deadline);
-        table.sleeps_until = first.into_iter().chain(parking).chain(tick).min();
+        table.sleeps_until = first.into_iter().chain(parking).chain(remains).chain(tick).min();
         Some(table.sleeps_until.map(|until| until.saturating_duration_since(Instant::now())))
     }
 

@@ -185,6 +185,11 @@ impl Life {
         }
     }
 
+    /// Whether we are ending it; and when what it leaves of its process group gets KILL, `None` for never.
+    pub(crate) fn rest(&self, now: Instant) -> Option<Option<Instant>> {
+        self.ending.map(|ending| ending.rest(now))
+    }
+
     /// It has been reaped: no event comes after this one.
     pub(crate) fn on_end(&mut self, status: ExitStatus) -> Verdict {
         let ended = self.ending.map(|ending| (ending.why, ending.killed));
@@ -336,6 +341,18 @@ mod tests {
         let mut life = running(terms(), now);
         life.on_note(panicked());
         assert!(matches!(life.on_end(ExitStatus::from_raw(9)), Verdict::Died { ended: None, .. }));
+    }
+
+    #[test]
+    fn what_one_leaves_behind_has_the_rest_of_its_grace_if_it_was_ended_by_us() {
+        let now = Instant::now();
+        let mut life = running(terms(), now);
+        assert_eq!(life.rest(now), None);
+        life.ask_to_end(Why::Shutdown, now);
+        assert_eq!(life.rest(now + SECOND / 2), Some(Some(now + SECOND)));
+        let mut life = running(Terms { grace: None, ..terms() }, now);
+        life.ask_to_end(Why::Shutdown, now);
+        assert_eq!(life.rest(now), Some(None));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::runtime::Runtime;
 use super::shutdown::{Act, Why};
 use super::table::{Life, Verdict};
 use crate::sys::io::OwnedFd;
-use crate::sys::{pidfd, signals};
+use crate::sys::{group, pidfd, signals};
 use crate::wire::message::Guard;
 
 /// Locks, also after a panic elsewhere: nothing in this crate panics while it holds one.
@@ -39,6 +39,10 @@ pub(crate) struct Unit {
     pub(crate) guard: Option<Guard>,
     /// Whether its start waits until it is about to run.
     awaited: bool,
+    /// Whether it leads a process group, which is ended with it.
+    leads: bool,
+    /// Whether it has a limit of CPU time.
+    timed: bool,
     /// Whether it is the zygote that says whether it was made.
     asked_for: bool,
     state: Mutex<State>,
@@ -88,6 +92,8 @@ struct State {
 /// How it ended: for the handle to take.
 pub(crate) struct End {
     pub(crate) status: ExitStatus,
+    /// The processor time that it took, if it had a limit of that.
+    pub(crate) cpu_time: Option<Duration>,
     /// Gone once it has been taken.
     pub(crate) verdict: Option<Verdict>,
 }
@@ -124,6 +130,8 @@ impl Unit {
             runtime: Arc::downgrade(runtime),
             guard: launch.guard(),
             awaited: launch.order.wait_for_child,
+            leads: launch.order.settings.process_group,
+            timed: launch.order.settings.limits.is_timed(),
             asked_for: false,
             state: Mutex::new(State {
                 life: Life::new(launch.terms, launch.began),
@@ -173,7 +181,7 @@ impl Unit {
         });
         if let Err(error) = watched {
             // A child that nobody watches must not be.
-            let _ = pidfd::send_signal(pidfd, signals::KILL);
+            let _ = self.signal(signals::KILL);
             if let Some(runtime) = self.runtime.upgrade() {
                 runtime.forget(pidfd);
             }
@@ -306,19 +314,27 @@ impl Unit {
     /// Under the lock, and only while it has not been reaped.
     fn act(&self, act: Act) {
         // None yet: then it is told when it is born.
-        let Some((_, pidfd)) = self.child.get() else { return };
+        if !self.is_born() {
+            return;
+        }
         let sent = match act {
             Act::Terminate => {
-                let sent = pidfd::send_signal(pidfd, signals::TERM);
-                let _ = pidfd::send_signal(pidfd, signals::CONT);
+                let sent = self.signal(signals::TERM);
+                let _ = self.signal(signals::CONT);
                 sent
             }
-            Act::Kill => pidfd::send_signal(pidfd, signals::KILL),
+            Act::Kill => self.signal(signals::KILL),
         };
         // It has another user than we have by now. But it hears when we have no more to say, as when we die, and ends itself.
         if let (Err(_), Some(line)) = (sent, self.end.upgrade()) {
             crate::sys::io::end_sending(&*line);
         }
+    }
+
+    /// To all of its process group, if it has one of its own. While it has not been reaped.
+    fn signal(&self, signal: i32) -> io::Result<()> {
+        let (pid, pidfd) = self.child();
+        if self.leads { group::send(pidfd, *pid, signal) } else { pidfd::send_signal(pidfd, signal) }
     }
 
     /// Reads and throws away what it writes into these pipes.

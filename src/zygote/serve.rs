@@ -17,7 +17,7 @@ use crate::sys::image::Exit;
 use crate::sys::io::{AsFd, OwnedFd};
 use crate::sys::ledger::{Care, Ledger};
 use crate::wire::codec;
-use crate::wire::message::{Hello, Reply, Request, Welcome};
+use crate::wire::message::{Guard, Hello, Reply, Request, Welcome};
 
 /// Larger than any message that comes here.
 const BUFFER: usize = 4096;
@@ -106,8 +106,8 @@ impl Zygote {
             step("zygote", "asked");
             let request = match codec::decode(&buffer[..received.count]) {
                 Ok(Request::Child(request)) => request,
-                Ok(Request::Ward { pid, grace }) => {
-                    self.add_ward(pid, grace, &received.descriptors);
+                Ok(other) => {
+                    self.on_other(other, received.descriptors);
                     continue;
                 }
                 Err(_) => continue,
@@ -121,7 +121,8 @@ impl Zygote {
             self.ledger.begin(request.id);
             match alone.clone(&self.ledger) {
                 Ok(None) => {
-                    let Self { claim, line: own, parent, ledger, .. } = self;
+                    let Self { claim, line: own, parent, ledger, wards } = self;
+                    wards.forget();
                     // Its place is taken by the child's line, which closes it; and the ledger is not here.
                     std::mem::forget((own, ledger));
                     hook::adopt(request.wish);
@@ -135,12 +136,10 @@ impl Zygote {
                     step("zygote", "cloned");
                     self.reply(request.id, Ok(pid), pidfd.as_ref());
                     step("zygote", "told");
-                    let care = match (request.slot, request.guard) {
-                        (Some(slot), _) => Some(Told::In(slot)),
-                        (None, guard) => guard.map(|guard| Told::Now(Care::End(guard.grace))),
-                    };
-                    if let (Some(care), Some(pidfd)) = (care, pidfd) {
-                        self.wards.add(pid, &pidfd, care);
+                    match (pidfd, request.slot, request.guard) {
+                        (Some(pidfd), Some(slot), _) => self.wards.add(pid, &pidfd, Told::In(slot)),
+                        (Some(pidfd), None, Some(guard)) => self.add_ward(pid, &guard, pidfd),
+                        _ => {}
                     }
                 }
                 Err(error) => self.reply(request.id, Err(error.raw_os_error().unwrap_or_default()), None),
@@ -148,9 +147,24 @@ impl Zygote {
         }
     }
 
-    fn add_ward(&mut self, pid: u32, grace: Option<Duration>, descriptors: &[Option<OwnedFd>]) {
-        if let [Some(pidfd), ..] = descriptors {
-            self.wards.add(pid, pidfd, Told::Now(Care::End(grace)));
+    fn add_ward(&mut self, pid: u32, guard: &Guard, pidfd: OwnedFd) {
+        if guard.leads {
+            self.wards.add_group(pid, pidfd, guard.grace);
+        } else {
+            self.wards.add(pid, &pidfd, Told::Now(Care::End(guard.grace)));
+        }
+    }
+
+    /// What is asked of it but children.
+    fn on_other(&mut self, request: Request, descriptors: [Option<OwnedFd>; sys::io::MOST]) {
+        match request {
+            Request::Ward { pid, guard } => {
+                if let Some(pidfd) = descriptors.into_iter().next().flatten() {
+                    self.add_ward(pid, &guard, pidfd);
+                }
+            }
+            Request::Release(identity) => self.wards.release(identity),
+            Request::Child(_) => {}
         }
     }
 
@@ -162,8 +176,8 @@ impl Zygote {
         for _ in 0..MOST_QUEUED {
             match sys::io::receive_with(&self.line, &mut buffer) {
                 Ok(received) if received.count > 0 => {
-                    if let Ok(Request::Ward { pid, grace }) = codec::decode(&buffer[..received.count]) {
-                        self.add_ward(pid, grace, &received.descriptors);
+                    if let Ok(request) = codec::decode(&buffer[..received.count]) {
+                        self.on_other(request, received.descriptors);
                     }
                 }
                 Err(error) if is_end(&error) => {}

@@ -209,10 +209,10 @@ pub fn filter(call: libc::c_long, errno: i32, everywhere: bool) -> bool {
     install(&[jump_unless(call as u32, 1), answer(errno)], everywhere)
 }
 
-/// The same of the whole process, but only if the call's first argument is this one.
-pub fn filter_argument(call: libc::c_long, argument: u32, errno: i32) -> bool {
-    let first = load(std::mem::offset_of!(libc::seccomp_data, args));
-    install(&[jump_unless(call as u32, 3), first, jump_unless(argument, 1), answer(errno)], true)
+/// The same of the whole process, but only if that argument of the call (from 0) is this one.
+pub fn filter_argument(call: libc::c_long, place: usize, argument: u32, errno: i32) -> bool {
+    let load = load(std::mem::offset_of!(libc::seccomp_data, args) + place * size_of::<u64>());
+    install(&[jump_unless(call as u32, 3), load, jump_unless(argument, 1), answer(errno)], true)
 }
 
 fn load(offset: usize) -> libc::sock_filter {

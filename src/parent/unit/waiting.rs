@@ -10,7 +10,7 @@ use crate::parent::reaper;
 use crate::parent::table::Verdict;
 use crate::parent::unit::lock;
 use crate::sys::io::{self as sysio, AsFd};
-use crate::sys::pidfd;
+use crate::sys::{group, pidfd, signals};
 use crate::wire::parcel::Bytes;
 
 impl Unit {
@@ -146,6 +146,32 @@ impl Unit {
         None
     }
 
+    /// Where the kernel knows no group without its leader, what is left of its group gets KILL now, and no grace.
+    fn before_the_end(&self, state: &State) {
+        let is_ended = self.leads && state.life.rest(Instant::now()).is_some_and(|kill_at| kill_at.is_some());
+        if is_ended && !group::outlives_leader(self.pidfd()) && sysio::is_readable(self.pidfd(), 0) {
+            let _ = self.signal(signals::KILL);
+        }
+    }
+
+    /// It has been reaped; nobody has been told yet. What is left of its group is seen to, if it was ended by us.
+    fn leave(self: &Arc<Self>, state: &State) {
+        let Some(runtime) = self.runtime.upgrade().filter(|_| self.leads) else { return };
+        let kill_at = state.life.rest(Instant::now()).flatten();
+        if !kill_at.is_some_and(|kill_at| runtime.remains.add(self, kill_at)) {
+            runtime.zygotes.release(self);
+        } else if !reaper::is_this_thread_of(&runtime) {
+            runtime.poller.ring();
+        }
+    }
+
+    /// Waits until nothing is left of its group that is to be ended with it.
+    pub(crate) fn wait_for_group(&self) {
+        if let Some(runtime) = self.runtime.upgrade().filter(|_| self.leads && !reaper::is_this_thread()) {
+            runtime.remains.wait_for(self);
+        }
+    }
+
     /// It has ended: hears its last words, reaps it, tells everybody. [`Gone::Alive`] if it lives after all.
     pub(crate) fn on_exit(self: &Arc<Self>, buffer: &mut [u8]) -> Gone {
         {
@@ -169,9 +195,13 @@ impl Unit {
             if state.end.is_some() {
                 return Gone::Before;
             }
+            // Both while it is still known by its number.
+            let cpu_time = if self.timed { pidfd::cpu_time(self.pid()) } else { None };
+            self.before_the_end(&state);
             let Some(status) = pidfd::reap(self.pidfd()) else { return Gone::Alive };
+            self.leave(&state);
             let verdict = state.life.on_end(status);
-            state.end = Some(End { status, verdict: Some(verdict) });
+            state.end = Some(End { status, cpu_time, verdict: Some(verdict) });
             state.waker.take()
         };
         // Before anybody is told: a waker may leave the process, or shut all of it down, and neither is to wait for this one.

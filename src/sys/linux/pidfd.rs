@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::time::Duration;
 
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus};
 
@@ -90,6 +91,21 @@ fn raw(status: WaitIdStatus) -> i32 {
         (Some(code), _) => (code & 0xff) << 8,
         (_, Some(signal)) => signal | if status.dumped() { 0x80 } else { 0 },
         _ => LOST,
+    }
+}
+
+/// How much processor time a child has used that has not been reaped, in all its threads.
+pub(crate) fn cpu_time(pid: u32) -> Option<Duration> {
+    // SAFETY: clock_getcpuclockid(3) and clock_gettime(2) write one record each, which is read only if they did.
+    unsafe {
+        let mut clock = 0;
+        let mut time: libc::timespec = std::mem::zeroed();
+        if libc::clock_getcpuclockid(pid as i32, &raw mut clock) != 0
+            || libc::clock_gettime(clock, &raw mut time) != 0
+        {
+            return None;
+        }
+        Some(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
     }
 }
 

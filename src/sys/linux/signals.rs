@@ -22,6 +22,10 @@ pub(crate) const CONT: i32 = libc::SIGCONT;
 #[cfg(feature = "testing")]
 pub(crate) const STOP_SIGNAL: i32 = libc::SIGSTOP;
 pub(crate) const ABRT: i32 = libc::SIGABRT;
+pub(crate) const SEGV: i32 = libc::SIGSEGV;
+pub(crate) const BUS: i32 = libc::SIGBUS;
+pub(crate) const XCPU: i32 = libc::SIGXCPU;
+pub(crate) const XFSZ: i32 = libc::SIGXFSZ;
 
 /// The kernel's signal mask, with libc's own two signals in it, which sigprocmask(3) would leave out.
 #[derive(Clone, Copy)]
@@ -214,6 +218,8 @@ pub(crate) fn sleep_until_stopped(pause: Duration) {
 static PARENT: AtomicI32 = AtomicI32::new(0);
 /// Milliseconds; `u64::MAX`: never.
 static GRACE: AtomicU64 = AtomicU64::new(u64::MAX);
+/// Whether this process leads a group that is to end with it.
+static LEADS: AtomicBool = AtomicBool::new(false);
 
 /// The guard's handler: when `parent` is gone, TERM to ourselves, and KILL by a timer of the kernel after the grace.
 ///
@@ -248,8 +254,9 @@ pub(crate) fn prepare_guard() {
 }
 
 /// After [`prepare_guard`], in a child that is to end with its parent. Not earlier, for from now on the line tells of all that
-/// comes on it.
-pub(crate) fn arm_guard(grace: Option<Duration>) {
+/// comes on it. `leads`: whether TERM goes to the whole of its own process group.
+pub(crate) fn arm_guard(grace: Option<Duration>, leads: bool) {
+    LEADS.store(leads, Ordering::Relaxed);
     let grace = grace.map_or(u64::MAX, |grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
     GRACE.store(grace, Ordering::Relaxed);
     // SAFETY: fcntl(2) on our own line.
@@ -317,7 +324,18 @@ fn end_myself() {
             libc::syscall(libc::SYS_timer_create, libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer);
             libc::syscall(libc::SYS_timer_settime, timer, 0, &raw const when, null::<c_void>());
         }
-        libc::kill(libc::getpid(), libc::SIGTERM);
+        let own = libc::getpid();
+        // Its number is ours as long as we live, so that the group cannot be a stranger's. If the unit has left it, there may
+        // be others.
+        let in_group = LEADS.load(Ordering::Relaxed) && libc::getpgrp() == own;
+        if LEADS.load(Ordering::Relaxed) {
+            // First, for what comes after TERM may not come to be done.
+            libc::kill(-own, libc::SIGCONT);
+            libc::kill(-own, libc::SIGTERM);
+        }
+        if !in_group {
+            libc::kill(own, libc::SIGTERM);
+        }
     }
 }
 
