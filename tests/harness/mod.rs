@@ -170,12 +170,18 @@ fn makers_and_made() -> (Vec<u32>, Vec<u32>) {
     let is_named = |pid: &u32| {
         std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("offspring"))
     };
+    // One that is about to be executed has the name and the memory of our reaper still.
+    let marker = format!("OFFSPRING_CHILD_OF=offspring-1:zygote:{}:", std::process::id());
+    let is_executed = |pid: &u32| {
+        std::fs::read(format!("/proc/{pid}/environ"))
+            .is_ok_and(|block| block.windows(marker.len()).any(|part| part == marker.as_bytes()))
+    };
     // A clone has its maker's name until it has one of its own, but not the page that the maker shares with us.
     let shares = |pid: &u32| {
         std::fs::read_to_string(format!("/proc/{pid}/maps"))
             .is_ok_and(|maps| maps.contains("/memfd:offspring"))
     };
-    children().into_iter().filter(|pid| is_alive(*pid)).filter(is_named).partition(shares)
+    children().into_iter().filter(|pid| is_alive(*pid)).filter(is_named).filter(is_executed).partition(shares)
 }
 
 /// All children of this process, whoever made them, also those that have ended and are not reaped.
