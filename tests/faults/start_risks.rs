@@ -1,6 +1,9 @@
 //! The risks of the mechanism itself, where a start is concerned: code that runs before `main`, and clones that libc does not
 //! know of.
 
+// Named before any other is, so that it is linked behind the library.
+extern crate late;
+
 use std::io::Read;
 use std::process::Command;
 
