@@ -244,6 +244,23 @@ behaviour! { through ["auto"];
         let error = unit.wait().unwrap_err();
         assert_eq!(error.death().unwrap().status().signal(), Some(libc::SIGTERM));
     }
+
+    fn case_3_a_signal_that_came_to_a_stopped_spare_is_not_its_units() {
+        twice(1);
+        let stopped = some_spares();
+        for pid in &stopped {
+            harness::kill(*pid, libc::SIGSTOP);
+            eventually("it does not stop", || harness::state(*pid) == Some('T'));
+        }
+        let there: Vec<String> = stopped.iter().map(u32::to_string).collect();
+        let mut kill = std::process::Command::new("sh");
+        assert!(kill.args(["-c", &format!("kill -TERM {}", there.join(" "))]).status().unwrap().success());
+        // It hears of both at once: of the signal, and of its unit.
+        let units: Vec<_> = (0..stopped.len()).map(|n| spawn(n, |n: usize| n).unwrap()).collect();
+        assert!(units.iter().any(|unit| stopped.contains(&unit.process().unwrap().id())));
+        stopped.iter().for_each(|pid| harness::kill(*pid, libc::SIGCONT));
+        units.into_iter().enumerate().for_each(|(n, unit)| assert_eq!(unit.wait().unwrap(), n));
+    }
 }
 
 /// Whether it has begun. Ends by TERM alone.
