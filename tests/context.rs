@@ -1,9 +1,6 @@
 //! What a unit sees of the process around it, and what it does not.
 #![allow(unsafe_code)]
 
-// Named first, so that it is linked behind the library.
-extern crate late;
-
 #[path = "harness/mod.rs"]
 mod harness;
 
@@ -92,29 +89,6 @@ behaviour! {
         assert_eq!(look().descriptors, ["0", "1", "2", "3"]);
     }
 
-    fn signals_are_as_main_would_find_them() {
-        // SAFETY: dispositions and the mask of this thread.
-        let mask = unsafe {
-            libc::signal(libc::SIGUSR1, libc::SIG_IGN);
-            libc::signal(libc::SIGTERM, libc::SIG_IGN);
-            let mut all: libc::sigset_t = std::mem::zeroed();
-            let mut old: libc::sigset_t = std::mem::zeroed();
-            libc::sigfillset(&raw mut all);
-            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, &raw mut old);
-            old
-        };
-        let view = look();
-        // SAFETY: puts the mask back.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask, std::ptr::null_mut()) };
-        assert_eq!(view.status["SigBlk"], "0000000000000000");
-        assert_eq!(view.status["SigPnd"], "0000000000000000");
-        let ignored = 1_u64 << (libc::SIGPIPE - 1);
-        assert_eq!(view.status["SigIgn"], format!("{ignored:016x}"));
-        let caught = [libc::SIGSEGV, libc::SIGBUS, 61].iter().fold(0_u64, |mask, signal| mask | 1 << (signal - 1));
-        assert_eq!(view.status["SigCgt"], format!("{caught:016x}"));
-        assert_eq!(view.status["Threads"], "1");
-    }
-
     fn a_write_to_a_closed_pipe_is_an_error_not_a_death() {
         let unit = spawn((), |()| {
             let (reader, mut writer) = std::io::pipe().unwrap();
@@ -122,13 +96,6 @@ behaviour! {
             std::io::Write::write_all(&mut writer, b"x").unwrap_err().kind() == std::io::ErrorKind::BrokenPipe
         });
         assert!(unit.unwrap().wait().unwrap());
-    }
-
-    fn constructors_that_stand_behind_ours_have_run_before_the_unit() {
-        assert_eq!(late::built(), 2);
-        let built = spawn((), |()| late::built()).unwrap().wait().unwrap();
-        // 2 as it is linked here; another linker may put it before ours, and then it has run anyway.
-        assert_ne!(built, 0);
     }
 
     fn random_seeds_are_its_own() {
@@ -254,19 +221,5 @@ behaviour! {
             threads.into_iter().map(|thread| thread.join().unwrap()).sum::<u32>()
         });
         assert_eq!(unit.unwrap().wait().unwrap(), 6);
-    }
-
-    fn a_deleted_executable_is_still_the_program() {
-        if std::env::var_os("MOVED").is_some() {
-            std::fs::remove_file(std::env::current_exe().unwrap()).unwrap();
-            assert_eq!(look().parent, std::process::id());
-            return;
-        }
-        let copy = std::env::temp_dir().join(harness::tag());
-        std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
-        let mut command = std::process::Command::new(&copy);
-        command.args(["a_deleted_executable_is_still_the_program", "--exact", "--nocapture"]).env("MOVED", "1");
-        let (good, text) = harness::finish(command, std::time::Duration::from_secs(60));
-        assert!(good, "{text}");
     }
 }

@@ -68,18 +68,4 @@ behaviour! {
             done.store(true, Ordering::Relaxed);
         });
     }
-
-    fn one_that_is_interrupted_all_the_time() {
-        on(libc::SIGALRM, nothing as *const () as usize, 0);
-        on(libc::SIGCHLD, nothing as *const () as usize, 0);
-        let every = |micros| libc::timeval { tv_sec: 0, tv_usec: micros };
-        let timer = |micros| {
-            let timer = libc::itimerval { it_interval: every(micros), it_value: every(micros) };
-            // SAFETY: a valid record.
-            unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
-        };
-        timer(1000);
-        rounds();
-        timer(0);
-    }
 }

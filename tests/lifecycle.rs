@@ -167,19 +167,6 @@ behaviour! {
         assert_eq!(waiter.join().unwrap().unwrap_err().kind(), ErrorKind::Died);
     }
 
-    fn sixty_four_threads_start_at_once() {
-        let barrier = std::sync::Barrier::new(64);
-        std::thread::scope(|scope| {
-            for n in 0..64_u32 {
-                let barrier = &barrier;
-                scope.spawn(move || {
-                    barrier.wait();
-                    assert_eq!(spawn(n, |n: u32| n + 1).unwrap().wait().unwrap(), n + 1);
-                });
-            }
-        });
-    }
-
     fn offspring_of_offspring_four_deep() {
         fn nest(depth: u32) -> u32 {
             if depth == 0 { 1 } else { 1 + spawn(depth - 1, nest).unwrap().wait().unwrap() }

@@ -26,18 +26,6 @@ fn some_spares() -> Vec<u32> {
     there
 }
 
-/// Waits until no signal is pending in any spare: each has heard of what came, and forgotten it.
-fn all_forgotten() {
-    let nothing = |pid: &u32| {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        status
-            .lines()
-            .filter(|line| line.starts_with("ShdPnd:"))
-            .all(|line| line.ends_with("\t0000000000000000"))
-    };
-    eventually("a signal is pending", || spares().iter().all(nothing));
-}
-
 /// Leaves spares behind, tells their pids and its zygote's, and dies.
 #[derive(Serialize, Deserialize)]
 struct Parent {
@@ -76,65 +64,6 @@ behaviour! { through ["auto"];
             let pid = spawn((), |()| std::process::id()).unwrap().wait().unwrap();
             assert!(seen.insert(pid), "{pid} was given two units");
         }
-    }
-
-    fn those_that_die_are_not_missed() {
-        double(1);
-        for n in 0..20 {
-            let there = some_spares();
-            there.iter().for_each(|pid| harness::kill(*pid, libc::SIGKILL));
-            eventually("one does not die", || there.iter().all(|pid| !is_alive(*pid)));
-            (0..5).for_each(|m| double(10 * n + m));
-        }
-    }
-
-    fn those_that_are_stopped_hold_up_nobody_but_those_who_get_them() {
-        double(1);
-        let stopped = some_spares();
-        stopped.iter().for_each(|pid| harness::kill(*pid, libc::SIGSTOP));
-        let units: Vec<_> = (0..stopped.len() + 4).map(|n| spawn(n, |n: usize| n).unwrap()).collect();
-        for (n, unit) in units.into_iter().enumerate() {
-            let process = unit.process().unwrap().clone();
-            if stopped.contains(&process.id()) {
-                process.send_signal(libc::SIGCONT).unwrap();
-            }
-            assert_eq!(unit.wait().unwrap(), n);
-        }
-        stopped.iter().for_each(|pid| assert!(!is_alive(*pid) || spares().contains(pid)));
-    }
-
-    fn signals_that_came_before_the_unit_are_not_the_units() {
-        double(1);
-        for signal in ["HUP", "INT", "QUIT", "TERM", "USR1", "TSTP", "ALRM"] {
-            // Sent by another process than the parent, as a terminal's are.
-            let there: Vec<String> = some_spares().iter().map(u32::to_string).collect();
-            let mut kill = std::process::Command::new("sh");
-            assert!(kill.args(["-c", &format!("kill -{signal} {}", there.join(" "))]).status().unwrap().success());
-            all_forgotten();
-            (0..6).for_each(double);
-        }
-        // Nor is what the parent sent to its whole group.
-        // SAFETY: ignores a signal, and sends it to the group that this process makes its own.
-        unsafe {
-            libc::signal(libc::SIGHUP, libc::SIG_IGN);
-            offspring::shutdown();
-            libc::setpgid(0, 0);
-            double(1);
-            some_spares();
-            libc::kill(0, libc::SIGHUP);
-        }
-        all_forgotten();
-        (0..6).for_each(double);
-        // But what the parent sends as soon as it can is, also if others sent it before.
-        let there: Vec<String> = some_spares().iter().map(u32::to_string).collect();
-        let mut kill = std::process::Command::new("sh");
-        assert!(kill.args(["-c", &format!("kill -TERM {}", there.join(" "))]).status().unwrap().success());
-        all_forgotten();
-        let unit = spawn((), |()| loop { std::thread::park() }).unwrap();
-        let unit: Offspring<()> = unit;
-        unit.process().unwrap().terminate().unwrap();
-        let error = unit.wait().unwrap_err();
-        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&error.death().unwrap().status()), Some(libc::SIGTERM));
     }
 
     fn a_burst_is_served_and_what_it_brought_is_given_back() {

@@ -6,7 +6,7 @@ mod harness;
 
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use harness::{eventually, is_alive, zygote, zygotes};
 use offspring::{ErrorKind, Offspring, Stdio, Subprocess, spawn};
@@ -35,20 +35,6 @@ fn wish(step: &str) {
 }
 
 behaviour! { through ["zygote"];
-    fn many_threads_that_start_at_once_share_one() {
-        let barrier = std::sync::Barrier::new(64);
-        std::thread::scope(|scope| {
-            for thread in 0..64 {
-                let barrier = &barrier;
-                scope.spawn(move || {
-                    barrier.wait();
-                    (0..10).for_each(|n| double(100 * thread + n));
-                });
-            }
-        });
-        assert_eq!(zygotes().len(), 1);
-    }
-
     fn a_killed_one_is_replaced_and_what_runs_is_not_harmed() {
         let mut running = Offspring::builder(Echo).stdin(Stdio::piped()).spawn().unwrap();
         for n in 0..20 {
@@ -88,31 +74,6 @@ behaviour! { through ["zygote"];
         });
     }
 
-    fn a_stopped_one_keeps_no_start_waiting_longer_than_it_may() {
-        double(1);
-        let stopped = zygote().unwrap();
-        harness::kill(stopped, libc::SIGSTOP);
-        let began = Instant::now();
-        let error = Offspring::builder(Sleep).start_timeout(Duration::from_millis(200)).spawn().unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Start);
-        assert!(error.to_string().contains("zygote") && error.to_string().contains("in time"), "{error}");
-        assert!(began.elapsed() >= Duration::from_millis(200));
-        harness::kill(stopped, libc::SIGCONT);
-        double(2);
-        assert_eq!(zygote(), Some(stopped));
-        // The child of the start that was given up was made after all, and is gone.
-        eventually("a child is left", || harness::tagged(&harness::tag()).is_empty());
-    }
-
-    fn a_stopped_one_is_replaced_by_a_start_that_has_the_time() {
-        double(1);
-        let stopped = zygote().unwrap();
-        harness::kill(stopped, libc::SIGSTOP);
-        double(2);
-        assert_ne!(zygote(), Some(stopped));
-        assert!(!is_alive(stopped));
-    }
-
     fn a_child_whose_maker_died_without_a_word_is_found_and_runs_once() {
         // Each zygote dies right after it has made its first child.
         for fault in ["kill", "exit", "abort"] {
@@ -145,15 +106,6 @@ behaviour! { through ["zygote"];
             double(1);
             offspring::shutdown();
         }
-    }
-
-    fn one_that_stops_before_it_is_ready_fails_the_start_in_time() {
-        wish("zygote:boot:stop");
-        let error = Offspring::builder(Double(1)).start_timeout(Duration::from_millis(100)).spawn().unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Start, "{error}");
-        wish("");
-        harness::kill(zygote_in_boot(), libc::SIGCONT);
-        double(1);
     }
 
     fn it_keeps_streams_its_line_and_nothing_else() {
@@ -210,31 +162,6 @@ behaviour! { through ["zygote"];
         eventually("the zygote outlives its parent", || !is_alive(pid));
     }
 
-    fn a_units_thread_id_and_locks_are_its_own() {
-        double(1);
-        let affinity = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap()
-            .lines().find_map(|line| line.strip_prefix("Cpus_allowed:\t").map(str::to_owned)).unwrap();
-        let before = affinity(zygote().unwrap());
-        let own = spawn((), |()| {
-            // SAFETY: a zeroed set is a valid one; the calls are for the calling thread.
-            unsafe {
-                let mut set: libc::cpu_set_t = std::mem::zeroed();
-                libc::CPU_SET(0, &mut set);
-                assert_eq!(libc::pthread_setaffinity_np(libc::pthread_self(), size_of_val(&set), &raw const set), 0);
-            }
-            std::fs::read_to_string("/proc/thread-self/status").unwrap()
-                .lines().find_map(|line| line.strip_prefix("Cpus_allowed:\t").map(str::to_owned)).unwrap()
-        });
-        let own = own.unwrap().wait().unwrap();
-        assert_eq!(u64::from_str_radix(&own.replace(',', ""), 16).unwrap(), 1);
-        assert_eq!(affinity(zygote().unwrap()), before);
-        let mut unit = Offspring::builder(Owner).stdout(Stdio::piped()).spawn().unwrap();
-        let mut text = String::new();
-        unit.take_stdout().unwrap().read_to_string(&mut text).unwrap();
-        let _ = unit.wait();
-        assert_eq!(text.trim(), "true");
-    }
-
     fn a_stream_that_was_exchanged_since_is_what_a_unit_writes_to() {
         fn shout(_: ()) {
             println!("loud");
@@ -260,19 +187,6 @@ behaviour! { through ["zygote"];
 }
 
 #[derive(Serialize, Deserialize)]
-struct Sleep;
-
-impl Subprocess for Sleep {
-    type Output = ();
-
-    fn run(self) {
-        loop {
-            std::thread::park();
-        }
-    }
-}
-
-#[derive(Serialize, Deserialize)]
 struct Echo;
 
 impl Subprocess for Echo {
@@ -280,42 +194,6 @@ impl Subprocess for Echo {
 
     fn run(self) -> usize {
         std::io::stdin().read_to_end(&mut Vec::new()).unwrap()
-    }
-}
-
-/// Ends as the owner of a lock that it shares with a copy of itself, which says whether it was told.
-#[derive(Serialize, Deserialize)]
-struct Owner;
-
-impl Subprocess for Owner {
-    type Output = ();
-
-    fn run(self) {
-        // SAFETY: the mutex lives in shared memory that both processes map, and is set up before the fork.
-        unsafe {
-            let size = size_of::<libc::pthread_mutex_t>();
-            let access = libc::PROT_READ | libc::PROT_WRITE;
-            let memory =
-                libc::mmap(std::ptr::null_mut(), size, access, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1, 0);
-            let mutex: *mut libc::pthread_mutex_t = memory.cast();
-            let mut kind: libc::pthread_mutexattr_t = std::mem::zeroed();
-            libc::pthread_mutexattr_init(&raw mut kind);
-            libc::pthread_mutexattr_setpshared(&raw mut kind, libc::PTHREAD_PROCESS_SHARED);
-            libc::pthread_mutexattr_setrobust(&raw mut kind, libc::PTHREAD_MUTEX_ROBUST);
-            libc::pthread_mutex_init(mutex, &raw const kind);
-            libc::pthread_mutex_lock(mutex);
-            if libc::fork() == 0 {
-                // The owner ends without unlocking it: only its list of robust locks tells.
-                let mut limit: libc::timespec = std::mem::zeroed();
-                libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut limit);
-                limit.tv_sec += 10;
-                let told = libc::pthread_mutex_timedlock(mutex, &raw const limit) == libc::EOWNERDEAD;
-                println!("{told}");
-                libc::fflush(std::ptr::null_mut());
-                libc::_exit(0);
-            }
-            libc::_exit(0)
-        }
     }
 }
 
@@ -361,10 +239,4 @@ impl Subprocess for StoppingParent {
         println!("{pid}");
         harness::kill(std::process::id(), libc::SIGKILL);
     }
-}
-
-/// A process of this test that has stopped and is no unit: there is but the zygote.
-fn zygote_in_boot() -> u32 {
-    let mut children = harness::tagged(&harness::tag()).into_iter();
-    children.find(|pid| harness::state(*pid) == Some('T')).unwrap()
 }

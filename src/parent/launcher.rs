@@ -109,7 +109,7 @@ pub(crate) fn start(order: &Order) -> Result<Started, Error> {
     drop(launch);
     hook::step("parent", "queued");
     if order.wait_for_child {
-        unit.wait_ready();
+        unit.wait_ready(began.checked_add(settings.start_timeout));
     }
     unit.on_started();
     Ok(Started { unit, pipes })

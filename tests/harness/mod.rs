@@ -3,7 +3,10 @@
 //!
 //! A test runs its own binary again, for itself alone, with `OFFSPRING_TEST` in the environment. Everything that the
 //! body starts inherits that variable, so that a process which outlived its parents is found by it.
-#![allow(dead_code, unsafe_code, unreachable_pub)]
+#![allow(dead_code, unsafe_code, unreachable_pub, unused_imports)]
+
+pub mod marks;
+mod surroundings;
 
 pub mod told;
 
@@ -11,6 +14,10 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+pub use surroundings::{
+    become_user, double, good, is_again, library, limit, myself, place, remove, take_all_descriptors,
+};
 
 /// As `OFFSPRING_LAUNCHER` forces them.
 pub const LAUNCHERS: &[&str] = &["exec", "zygote", "spare"];
@@ -162,20 +169,30 @@ pub fn spares() -> Vec<u32> {
 
 /// The live children of this process that are no units: zygotes, and what they have made and nobody has asked for.
 fn makers_and_made() -> (Vec<u32>, Vec<u32>) {
-    let children = std::fs::read_dir("/proc/self/task")
-        .unwrap()
-        .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok());
-    let children: Vec<String> = children.collect();
-    let pids = children.iter().flat_map(|list| list.split_whitespace()).filter_map(|pid| pid.parse().ok());
     let is_named = |pid: &u32| {
         std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("offspring"))
+    };
+    // One that is about to be executed has the name and the memory of our reaper still.
+    let marker = format!("OFFSPRING_CHILD_OF=offspring-1:zygote:{}:", std::process::id());
+    let is_executed = |pid: &u32| {
+        std::fs::read(format!("/proc/{pid}/environ"))
+            .is_ok_and(|block| block.windows(marker.len()).any(|part| part == marker.as_bytes()))
     };
     // A clone has its maker's name until it has one of its own, but not the page that the maker shares with us.
     let shares = |pid: &u32| {
         std::fs::read_to_string(format!("/proc/{pid}/maps"))
             .is_ok_and(|maps| maps.contains("/memfd:offspring"))
     };
-    pids.filter(|pid| is_alive(*pid)).filter(is_named).partition(shares)
+    children().into_iter().filter(|pid| is_alive(*pid)).filter(is_named).filter(is_executed).partition(shares)
+}
+
+/// All children of this process, whoever made them, also those that have ended and are not reaped.
+pub fn children() -> Vec<u32> {
+    let lists = std::fs::read_dir("/proc/self/task")
+        .unwrap()
+        .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok());
+    let lists: Vec<String> = lists.collect();
+    lists.iter().flat_map(|list| list.split_whitespace()).filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// Every live process with that tag in its environment, but this one, its zygote and its spares.
@@ -215,6 +232,12 @@ pub fn filter(call: libc::c_long, errno: i32, everywhere: bool) -> bool {
 pub fn filter_argument(call: libc::c_long, argument: u32, errno: i32) -> bool {
     let first = load(std::mem::offset_of!(libc::seccomp_data, args));
     install(&[jump_unless(call as u32, 3), first, jump_unless(argument, 1), answer(errno)], true)
+}
+
+/// Makes one system call the end of whoever makes it in this process (SIGSYS).
+pub fn forbid(call: libc::c_long) -> bool {
+    let end = libc::sock_filter { k: libc::SECCOMP_RET_KILL_PROCESS, ..answer(0) };
+    install(&[jump_unless(call as u32, 1), end], true)
 }
 
 fn load(offset: usize) -> libc::sock_filter {

@@ -110,8 +110,11 @@ impl Unit {
     }
 
     /// Waits until it is about to run or has ended.
-    pub(crate) fn wait_ready(&self) {
-        self.wait_for(None, |state| state.life.is_ready() || state.life.has_outcome() || state.end.is_some());
+    pub(crate) fn wait_ready(&self, deadline: Option<Instant>) {
+        let is_over = |state: &State| state.life.is_ready() || state.end.is_some();
+        self.wait_for(None, |state| is_over(state) || state.life.has_outcome());
+        // It has said why it will not run, and comes to its end: soon, or else the start does not wait for that.
+        self.wait_for(deadline, is_over);
     }
 
     fn wait_for(&self, deadline: Option<Instant>, done: impl Fn(&State) -> bool) -> bool {
