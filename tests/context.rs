@@ -84,14 +84,6 @@ behaviour! {
         assert!(!view.environment.keys().any(|name| name.starts_with("OFFSPRING_CHILD")), "{view:?}");
     }
 
-    fn its_descriptors_are_the_streams_and_the_line() {
-        use std::os::fd::AsRawFd;
-        let file = std::fs::File::open("/dev/null").unwrap();
-        // SAFETY: takes close-on-exec off a descriptor of ours.
-        unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) };
-        assert_eq!(look().descriptors, ["0", "1", "2", "3"]);
-    }
-
     fn signals_are_as_main_would_find_them() {
         // SAFETY: dispositions and the mask of this thread.
         let mask = unsafe {

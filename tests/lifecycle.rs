@@ -180,13 +180,6 @@ behaviour! {
         });
     }
 
-    fn offspring_of_offspring_four_deep() {
-        fn nest(depth: u32) -> u32 {
-            if depth == 0 { 1 } else { 1 + spawn(depth - 1, nest).unwrap().wait().unwrap() }
-        }
-        assert_eq!(spawn(3, nest).unwrap().wait().unwrap(), 4);
-    }
-
     fn a_unit_that_forks_and_returns_twice_speaks_once() {
         let unit = spawn((), |()| {
             // SAFETY: the child process has one thread.

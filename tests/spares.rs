@@ -189,14 +189,6 @@ behaviour! { through ["auto"];
         }
     }
 
-    fn they_keep_streams_line_a_pidfd_of_the_parent_and_an_ear_for_signals() {
-        double(1);
-        for pid in some_spares() {
-            let count = || std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
-            eventually("a descriptor too many", || count() == 6 || !is_alive(pid));
-        }
-    }
-
     fn what_is_given_back_costs_nothing_while_a_copy_of_the_parent_lives() {
         double(1);
         some_spares();

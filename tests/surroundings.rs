@@ -4,48 +4,14 @@
 #[path = "harness/mod.rs"]
 mod harness;
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use harness::{can, eventually, zygote};
+use harness::{can, eventually, good, is_again, library, myself, remove, zygote};
 use offspring::{ErrorKind, Offspring, spawn};
 
 fn double(n: u32) -> Result<u32, offspring::Error> {
     spawn(n, |n: u32| 2 * n).and_then(Offspring::wait)
-}
-
-/// This test binary once more, told to run one of the tests for itself.
-fn myself(test: &str) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env("AGAIN", "1");
-    command
-}
-
-fn is_again() -> bool {
-    std::env::var_os("AGAIN").is_some()
-}
-
-/// Compiles a shared library to be loaded ahead of the program.
-fn library(name: &str, source: &str) -> PathBuf {
-    let directory = std::env::temp_dir().join(format!("{}-{name}", harness::tag().replace(':', "-")));
-    std::fs::create_dir_all(&directory).unwrap();
-    std::fs::write(directory.join("it.c"), source).unwrap();
-    let library = directory.join("it.so");
-    let mut cc = Command::new("cc");
-    cc.args(["-shared", "-fPIC", "-pthread", "-o"]).arg(&library).arg(directory.join("it.c"));
-    assert!(cc.status().unwrap().success());
-    library
-}
-
-fn remove(library: &Path) {
-    std::fs::remove_dir_all(library.parent().unwrap()).unwrap();
-}
-
-fn good(command: Command) -> String {
-    let (good, text) = harness::finish(command, Duration::from_secs(60));
-    assert!(good, "{text}");
-    text
 }
 
 /// The soft limit of open files.
@@ -197,24 +163,6 @@ behaviour! { through ["zygote"];
         assert_eq!(text.matches("<from a constructor>").count(), 2, "{text}");
     }
 
-    fn a_constructor_that_crashes_in_a_zygote_is_an_error_after_three() {
-        if is_again() {
-            let error = double(1).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Start);
-            assert!(error.to_string().contains("3 in a row") && error.to_string().contains("signal: 11"), "{error}");
-            return;
-        }
-        let library = library("crashes", r#"
-            #include <stdlib.h>
-            #include <signal.h>
-            __attribute__((constructor)) static void it(void) { if (getenv("OFFSPRING_CHILD_OF")) raise(SIGSEGV); }
-        "#);
-        let mut command = myself("a_constructor_that_crashes_in_a_zygote_is_an_error_after_three");
-        command.env("LD_PRELOAD", &library);
-        good(command);
-        remove(&library);
-    }
-
     fn constructors_run_once_in_the_zygote_and_what_they_made_is_there() {
         if is_again() {
             let symbol = |_: ()| {
@@ -260,31 +208,6 @@ mod fallback {
     use super::*;
 
     behaviour! { through ["auto"];
-        fn a_library_that_starts_a_thread_leaves_the_slow_way() {
-            if is_again() {
-                use super::told::Told;
-                let told = Told::listen();
-                for n in 0..3 {
-                    assert_eq!(double(n).unwrap(), 2 * n);
-                    eventually("the zygote is left", || harness::zygotes().is_empty());
-                }
-                let warnings = told.warnings();
-                assert_eq!(warnings.len(), 1, "{warnings:?}");
-                assert!(warnings[0].contains("thread"), "{warnings:?}");
-                return;
-            }
-            let library = library("threads", r"
-                #include <pthread.h>
-                #include <unistd.h>
-                static void *work(void *nothing) { for (;;) pause(); }
-                __attribute__((constructor)) static void it(void) { pthread_t thread; pthread_create(&thread, 0, work, 0); }
-            ");
-            let mut command = myself("fallback::a_library_that_starts_a_thread_leaves_the_slow_way");
-            command.env("LD_PRELOAD", &library);
-            good(command);
-            remove(&library);
-        }
-
         fn a_kernel_that_does_not_tell_where_a_threads_id_is_leaves_the_slow_way() {
             const PR_GET_TID_ADDRESS: u32 = 40;
             if can("a filter", harness::filter_argument(libc::SYS_prctl, PR_GET_TID_ADDRESS, libc::EINVAL)) {
@@ -335,62 +258,5 @@ mod fallback {
             Err(_) => println!("skipped: there is no valgrind here"),
             Ok(output) => assert!(output.status.success(), "{output:?}"),
         }
-    }
-}
-
-/// A listener to the library's events.
-mod told {
-    use std::fmt::Write;
-    use std::sync::{Arc, Mutex};
-
-    use tracing::field::{Field, Visit};
-    use tracing::{Event, Level, Metadata, Subscriber, span};
-
-    #[derive(Clone, Default)]
-    pub(crate) struct Told(Arc<Mutex<Vec<(Level, String)>>>);
-
-    impl Told {
-        pub(crate) fn listen() -> Self {
-            let told = Self::default();
-            tracing::subscriber::set_global_default(told.clone()).unwrap();
-            told
-        }
-
-        pub(crate) fn warnings(&self) -> Vec<String> {
-            let all = self.0.lock().unwrap();
-            all.iter().filter(|(level, _)| *level == Level::WARN).map(|(_, text)| text.clone()).collect()
-        }
-    }
-
-    struct Text(String);
-
-    impl Visit for Text {
-        fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-            write!(self.0, "{field}={value:?} ").unwrap();
-        }
-    }
-
-    impl Subscriber for Told {
-        fn enabled(&self, _: &Metadata<'_>) -> bool {
-            true
-        }
-
-        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-            span::Id::from_u64(1)
-        }
-
-        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-
-        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-
-        fn event(&self, event: &Event<'_>) {
-            let mut text = Text(String::new());
-            event.record(&mut text);
-            self.0.lock().unwrap().push((*event.metadata().level(), text.0));
-        }
-
-        fn enter(&self, _: &span::Id) {}
-
-        fn exit(&self, _: &span::Id) {}
     }
 }

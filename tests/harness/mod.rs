@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -110,7 +111,7 @@ fn checked(body: impl FnOnce()) {
 }
 
 /// The names in a directory of /proc/self.
-fn entries(directory: &str) -> BTreeSet<String> {
+pub fn entries(directory: &str) -> BTreeSet<String> {
     let list = std::fs::read_dir(format!("/proc/self/{directory}")).unwrap();
     // Without the descriptor that reads this very list: it is closed again by now.
     let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
@@ -202,6 +203,59 @@ pub fn is_alive(pid: u32) -> bool {
 pub fn state(pid: u32) -> Option<char> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// This test binary once more, told to run one of its tests for itself, in surroundings of the caller's making.
+pub fn myself(test: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env("AGAIN", "1");
+    command
+}
+
+/// Whether this is the binary that [`myself`] runs.
+pub fn is_again() -> bool {
+    std::env::var_os("AGAIN").is_some()
+}
+
+/// Runs a command to its end, which must be a success; what it printed.
+pub fn good(command: Command) -> String {
+    let (good, text) = finish(command, Duration::from_secs(60));
+    assert!(good, "{text}");
+    text
+}
+
+/// Compiles a shared library to be loaded ahead of the program.
+pub fn library(name: &str, source: &str) -> PathBuf {
+    let directory = std::env::temp_dir().join(format!("{}-{name}", tag().replace(':', "-")));
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::write(directory.join("it.c"), source).unwrap();
+    let library = directory.join("it.so");
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-pthread", "-o"]).arg(&library).arg(directory.join("it.c"));
+    assert!(cc.status().unwrap().success());
+    library
+}
+
+/// Removes what [`library`] made.
+pub fn remove(library: &Path) {
+    std::fs::remove_dir_all(library.parent().unwrap()).unwrap();
+}
+
+/// For what is started from now on: ends at a step of the protocol. No other thread may read the environment here.
+pub fn wish(step: &str) {
+    // SAFETY: see above.
+    unsafe { std::env::set_var("OFFSPRING_STEP", step) };
+}
+
+/// The name of a process, as `ps` shows it.
+pub fn name(pid: u32) -> Option<String> {
+    Some(std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_owned())
+}
+
+/// Whether this process may do what root may.
+pub fn is_root() -> bool {
+    // SAFETY: geteuid(2) has no conditions.
+    unsafe { libc::geteuid() == 0 }
 }
 
 /// Makes the calling thread, or the whole process, and what it starts, get an error from one system call.

@@ -1,0 +1,11 @@
+//! The catalogue of faults: for each way in which processes go wrong, a test of what happens here instead.
+#![allow(unsafe_code)]
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod parent;
+mod parent_units;
+mod told;
+mod zygote;
+mod zygote_image;
