@@ -206,27 +206,6 @@ behaviour! {
         eventually("it stays", || !is_alive(pid as u32));
     }
 
-    fn a_copy_of_this_process_neither_reaps_nor_kills_and_starts_afresh() {
-        let unit = spawn((), sleep).unwrap();
-        let process = unit.process().unwrap().clone();
-        // SAFETY: the copy calls this library, which is made for it, and ends through _exit.
-        let copy = unsafe { libc::fork() };
-        if copy == 0 {
-            let foreign = unit.wait().unwrap_err().kind() == ErrorKind::Unsupported;
-            let foreign = foreign && process.kill().is_err() && !process.is_alive();
-            let own = spawn(1, |n: u32| n + 1).unwrap().wait().ok() == Some(2);
-            offspring::shutdown();
-            // SAFETY: ends the copy without running this process's handlers.
-            unsafe { libc::_exit(if foreign && own { 0 } else { 1 }) };
-        }
-        let mut status = 0;
-        // SAFETY: waits for the copy, which is ours, by its pid.
-        unsafe { libc::waitpid(copy, &raw mut status, 0) };
-        assert_eq!(status, 0);
-        assert!(process.is_alive());
-        assert_eq!(unit.shutdown().unwrap(), None);
-    }
-
     fn offspring_shutdown_ends_all_and_a_later_start_begins_afresh() {
         let units: Vec<_> = (0..8).map(|_| spawn((), sleep).unwrap()).collect();
         let deaf = deaf();

@@ -166,13 +166,6 @@ behaviour! { through ["auto"];
         assert_eq!(unit.wait().unwrap(), 0);
     }
 
-    fn who_waits_for_all_children_comes_to_an_end() {
-        double(1);
-        // SAFETY: null asks for no status.
-        while unsafe { libc::waitpid(-1, std::ptr::null_mut(), 0) } > 0 {}
-        double(2);
-    }
-
     fn none_outlives_a_parent_that_is_killed() {
         for (stops_them, leaves_a_copy) in [(false, false), (true, false), (false, true), (true, true)] {
             let parent = Parent { stops_them, leaves_a_copy };

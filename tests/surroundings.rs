@@ -5,7 +5,6 @@
 mod harness;
 
 use std::process::Command;
-use std::time::Duration;
 
 use harness::{can, eventually, good, is_again, library, myself, remove, zygote};
 use offspring::{ErrorKind, Offspring, spawn};
@@ -155,7 +154,7 @@ behaviour! { through ["zygote"];
             #include <stdio.h>
             __attribute__((constructor)) static void it(void) { printf("<from a constructor>"); }
         "#);
-        let mut command = myself("what_a_constructor_left_to_be_printed_is_printed_once");
+        let mut command = myself();
         command.env("LD_PRELOAD", &library);
         let text = good(command);
         remove(&library);
@@ -178,29 +177,10 @@ behaviour! { through ["zygote"];
             int made_by_constructor;
             __attribute__((constructor)) static void it(void) { made_by_constructor = getpid(); }
         ");
-        let mut command = myself("constructors_run_once_in_the_zygote_and_what_they_made_is_there");
+        let mut command = myself();
         command.env("LD_PRELOAD", &library);
         good(command);
         remove(&library);
-    }
-
-    fn the_first_process_of_a_pid_namespace() {
-        if is_again() {
-            assert_eq!(std::process::id(), 1);
-            (0..5).for_each(|n| assert_eq!(double(n).unwrap(), 2 * n));
-            let error = spawn((), |()| -> () { std::process::abort() }).unwrap().wait().unwrap_err();
-            assert_eq!(std::os::unix::process::ExitStatusExt::signal(&error.death().unwrap().status()), Some(6));
-            assert!(zygote().is_some());
-            return;
-        }
-        let inner = myself("the_first_process_of_a_pid_namespace");
-        let mut command = Command::new("unshare");
-        command.args(["--pid", "--fork", "--mount-proc", "--kill-child"]).arg(inner.get_program()).args(inner.get_args());
-        command.env("AGAIN", "1");
-        let (good, text) = harness::finish(command, Duration::from_secs(60));
-        if can("a pid namespace", !text.contains("unshare failed")) {
-            assert!(good, "{text}");
-        }
     }
 }
 
@@ -247,13 +227,9 @@ mod fallback {
             assert!(error.to_string().contains("valgrind"), "{error}");
             return;
         }
-        let inner = myself("fallback::valgrind_is_a_clear_refusal");
         let mut command = Command::new("valgrind");
-        command
-            .args(["-q", "--error-exitcode=7"])
-            .arg(inner.get_program())
-            .args(inner.get_args())
-            .env("AGAIN", "1");
+        command.args(["-q", "--error-exitcode=7"]).arg(std::env::current_exe().unwrap());
+        command.args(["fallback::valgrind_is_a_clear_refusal", "--exact", "--nocapture"]).env("AGAIN", "1");
         match command.output() {
             Err(_) => println!("skipped: there is no valgrind here"),
             Ok(output) => assert!(output.status.success(), "{output:?}"),

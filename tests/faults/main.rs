@@ -4,6 +4,8 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod interference;
+mod interference_pids;
 mod parent;
 mod parent_units;
 mod told;

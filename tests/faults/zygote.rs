@@ -123,7 +123,7 @@ behaviour! { through ["zygote"];
             #include <signal.h>
             __attribute__((constructor)) static void it(void) { if (getenv("OFFSPRING_CHILD_OF")) raise(SIGSEGV); }
         "#);
-        let mut command = myself("zygote::case_66_a_constructor_that_crashes_in_a_zygote_is_an_error_after_three");
+        let mut command = myself();
         command.env("LD_PRELOAD", &library);
         good(command);
         remove(&library);

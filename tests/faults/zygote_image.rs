@@ -110,7 +110,7 @@ behaviour! { through ["auto"];
             static void *work(void *nothing) { for (;;) pause(); }
             __attribute__((constructor)) static void it(void) { pthread_t thread; pthread_create(&thread, 0, work, 0); }
         ");
-        let mut command = myself("zygote_image::case_67_a_library_that_starts_a_thread_leaves_the_slow_way");
+        let mut command = myself();
         command.env("LD_PRELOAD", &library);
         good(command);
         remove(&library);

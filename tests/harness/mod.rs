@@ -3,13 +3,19 @@
 //!
 //! A test runs its own binary again, for itself alone, with `OFFSPRING_TEST` in the environment. Everything that the
 //! body starts inherits that variable, so that a process which outlived its parents is found by it.
-#![allow(dead_code, unsafe_code, unreachable_pub)]
+#![allow(dead_code, unsafe_code, unreachable_pub, unused_imports)]
+
+mod surroundings;
 
 use std::collections::BTreeSet;
 use std::io::Read;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+pub use surroundings::{
+    as_first_process, become_user, double, good, is_again, library, limit, myself, place, remove,
+    take_all_descriptors,
+};
 
 /// As `OFFSPRING_LAUNCHER` forces them.
 pub const LAUNCHERS: &[&str] = &["exec", "zygote", "spare"];
@@ -101,13 +107,22 @@ fn checked(body: impl FnOnce()) {
     let (descriptors, threads) = (entries("fd"), entries("task"));
     body();
     offspring::shutdown();
-    // SAFETY: null asks for no status.
-    let children = unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG | libc::__WALL) };
+    if std::process::id() == 1 {
+        // The first process of a namespace has the orphans as well.
+        eventually("a child is left", || reaped() == -1);
+    }
+    let children = reaped();
     assert_eq!(children, -1, "a child is left: {children}");
     // At once, but where the reaper itself was the one to shut down: then it lets go a moment later.
     eventually("descriptors are left", || entries("fd") == descriptors);
     // A thread that was joined is in the list until the kernel has done away with it.
     eventually("threads are left", || entries("task").is_subset(&threads));
+}
+
+/// A child that has ended, whoever's; 0 if none has, -1 if there is none.
+fn reaped() -> i32 {
+    // SAFETY: null asks for no status.
+    unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG | libc::__WALL) }
 }
 
 /// The names in a directory of /proc/self.
@@ -205,42 +220,6 @@ pub fn state(pid: u32) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-/// This test binary once more, told to run one of its tests for itself, in surroundings of the caller's making.
-pub fn myself(test: &str) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env("AGAIN", "1");
-    command
-}
-
-/// Whether this is the binary that [`myself`] runs.
-pub fn is_again() -> bool {
-    std::env::var_os("AGAIN").is_some()
-}
-
-/// Runs a command to its end, which must be a success; what it printed.
-pub fn good(command: Command) -> String {
-    let (good, text) = finish(command, Duration::from_secs(60));
-    assert!(good, "{text}");
-    text
-}
-
-/// Compiles a shared library to be loaded ahead of the program.
-pub fn library(name: &str, source: &str) -> PathBuf {
-    let directory = std::env::temp_dir().join(format!("{}-{name}", tag().replace(':', "-")));
-    std::fs::create_dir_all(&directory).unwrap();
-    std::fs::write(directory.join("it.c"), source).unwrap();
-    let library = directory.join("it.so");
-    let mut cc = Command::new("cc");
-    cc.args(["-shared", "-fPIC", "-pthread", "-o"]).arg(&library).arg(directory.join("it.c"));
-    assert!(cc.status().unwrap().success());
-    library
-}
-
-/// Removes what [`library`] made.
-pub fn remove(library: &Path) {
-    std::fs::remove_dir_all(library.parent().unwrap()).unwrap();
-}
-
 /// For what is started from now on: ends at a step of the protocol. No other thread may read the environment here.
 pub fn wish(step: &str) {
     // SAFETY: see above.
@@ -250,6 +229,14 @@ pub fn wish(step: &str) {
 /// The name of a process, as `ps` shows it.
 pub fn name(pid: u32) -> Option<String> {
     Some(std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_owned())
+}
+
+/// Whether the kernel is that version, or newer.
+pub fn is_kernel(major: u32, minor: u32) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers =
+        release.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
 }
 
 /// Whether this process may do what root may.
