@@ -207,15 +207,6 @@ mod fallback {
             assert_eq!(double(2).unwrap(), 4);
             limit_files(pid, old);
         }
-
-        fn a_directory_that_one_may_stay_in_but_not_go_to() {
-            let directory = std::env::temp_dir().join(harness::tag());
-            std::fs::create_dir(&directory).unwrap();
-            std::env::set_current_dir(&directory).unwrap();
-            std::fs::remove_dir(&directory).unwrap();
-            let unit = spawn((), |()| std::fs::read_link("/proc/self/cwd").unwrap());
-            assert!(unit.unwrap().wait().unwrap().to_str().unwrap().ends_with("(deleted)"));
-        }
     }
 
     /// A program under it must be told clearly; it can be run where there is one.

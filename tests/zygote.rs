@@ -140,29 +140,6 @@ behaviour! { through ["zygote"];
         let _ = unit.wait();
         assert_eq!(text.trim(), "true");
     }
-
-    fn a_stream_that_was_exchanged_since_is_what_a_unit_writes_to() {
-        fn shout(_: ()) {
-            println!("loud");
-        }
-        double(1);
-        let (mut reader, writer) = std::io::pipe().unwrap();
-        // SAFETY: the copy keeps the file that is put back.
-        unsafe {
-            use std::os::fd::AsRawFd;
-            let kept = libc::fcntl(1, libc::F_DUPFD_CLOEXEC, 10);
-            libc::dup2(writer.as_raw_fd(), 1);
-            drop(writer);
-            let done = spawn((), shout).and_then(Offspring::wait);
-            libc::dup2(kept, 1);
-            libc::close(kept);
-            done.unwrap();
-        }
-        let mut text = String::new();
-        reader.read_to_string(&mut text).unwrap();
-        assert_eq!(text, "loud\n");
-        assert!(zygote().is_some());
-    }
 }
 
 #[derive(Serialize, Deserialize)]

@@ -5,7 +5,9 @@
 mod harness;
 
 mod interference;
+mod interference_context;
 mod interference_pids;
+mod interference_rights;
 mod parent;
 mod parent_units;
 mod told;
