@@ -86,24 +86,6 @@ behaviour! { through ["zygote"];
         assert_ne!(zygote(), Some(first));
     }
 
-    fn nothing_listens_on_a_name() {
-        double(1);
-        let own = |pid: u32| {
-            let list = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-            list.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
-                .filter_map(|file| Some(file.display().to_string().strip_prefix("socket:[")?.trim_end_matches(']').to_owned()))
-                .collect::<Vec<_>>()
-        };
-        let ours = [own(std::process::id()), own(zygote().unwrap())].concat();
-        assert!(!ours.is_empty());
-        for line in std::fs::read_to_string("/proc/net/unix").unwrap().lines() {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            if fields.get(6).is_some_and(|inode| ours.iter().any(|own| own == inode)) {
-                assert_eq!(fields.len(), 7, "a socket with a name: {line}");
-            }
-        }
-    }
-
     fn it_ends_with_its_parent() {
         for signal in [libc::SIGKILL, libc::SIGABRT, libc::SIGTERM] {
             let pid = told_by(Parent(signal));
