@@ -193,15 +193,9 @@ behaviour! { through ["auto"];
             }
         }
         eventually("the spares stay", || spares().is_empty());
-        let used = || {
-            let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-            // SAFETY: a valid record.
-            unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
-            Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-        };
-        let before = used();
+        let before = harness::processor_time();
         std::thread::sleep(Duration::from_secs(1));
-        let spent = used() - before;
+        let spent = harness::processor_time() - before;
         harness::kill(copy as u32, libc::SIGKILL);
         // SAFETY: reaps the copy.
         unsafe { libc::waitpid(copy, std::ptr::null_mut(), 0) };

@@ -126,6 +126,32 @@ behaviour! {
         unsafe { libc::waitpid(tracer, std::ptr::null_mut(), 0) };
     }
 
+    fn case_80_a_dead_unit_that_a_debugger_holds_costs_nothing_and_is_reaped() {
+        let (tracer, mut line) = tracer();
+        let mut unit = Offspring::builder(Asked).stdin(Stdio::piped()).spawn().unwrap();
+        let process = unit.process().unwrap().clone();
+        line.write_all(&process.id().to_ne_bytes()).unwrap();
+        let mut attached = [0];
+        line.read_exact(&mut attached).unwrap();
+        let stdin = unit.take_stdin();
+        // Nobody waits for it.
+        drop(unit);
+        drop(stdin);
+        if can("a tracer", attached == [1]) {
+            eventually("the unit does not end", || harness::state(process.id()) == Some('Z'));
+            let before = harness::processor_time();
+            std::thread::sleep(Duration::from_secs(1));
+            let spent = harness::processor_time() - before;
+            // A reaper that spins takes all of it.
+            assert!(spent < Duration::from_millis(200), "{spent:?}");
+        }
+        line.write_all(&[1]).unwrap();
+        eventually("it is not reaped", || harness::state(process.id()).is_none());
+        assert!(process.exit_status().unwrap().success());
+        // SAFETY: reaps the tracer, which is ours.
+        unsafe { libc::waitpid(tracer, std::ptr::null_mut(), 0) };
+    }
+
     fn case_80_all_of_it_under_a_tracer() {
         if is_again() {
             (0..10).for_each(|n| assert_eq!(double(n).unwrap(), 2 * n));
