@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::time::Duration;
 
-use offspring::{Offspring, Stdio, Subprocess, spawn};
+use offspring::{ErrorKind, Offspring, Stdio, Subprocess, spawn};
 use serde::{Deserialize, Serialize};
 
 use crate::behaviour;
@@ -81,75 +81,93 @@ impl Subprocess for Silent {
     fn run(self) {}
 }
 
-/// A copy of this process that attaches to one whose pid it is told, says whether it could, and lets go of it when told once
-/// more, after its death. It ends by itself if nobody is left to tell.
-fn tracer() -> (i32, std::os::unix::net::UnixStream) {
-    let (ours, mut its) = std::os::unix::net::UnixStream::pair().unwrap();
-    // SAFETY: the copy makes only the system calls below.
-    unsafe {
-        let copy = libc::fork();
-        if copy == 0 {
-            libc::close(ours.as_raw_fd());
-            let mut pid = [0; 4];
-            let _ = its.read_exact(&mut pid);
-            let pid = i32::from_ne_bytes(pid);
-            let attached = libc::ptrace(libc::PTRACE_SEIZE, pid, 0, 0) == 0;
-            let _ = its.write_all(&[u8::from(attached)]);
-            if its.read(&mut [0]).is_ok_and(|count| count == 1) {
-                libc::waitpid(pid, std::ptr::null_mut(), libc::__WALL);
+/// A copy of this process that attaches to another and has its death before its parent has. It ends by itself if nobody is
+/// left to tell it anything.
+struct Tracer(i32, std::os::unix::net::UnixStream);
+
+impl Tracer {
+    /// To be made first, so that it holds no descriptors of units.
+    fn new() -> Self {
+        let (ours, mut its) = std::os::unix::net::UnixStream::pair().unwrap();
+        // SAFETY: the copy makes only the system calls below.
+        unsafe {
+            let copy = libc::fork();
+            if copy == 0 {
+                libc::close(ours.as_raw_fd());
+                let mut pid = [0; 4];
+                let _ = its.read_exact(&mut pid);
+                let pid = i32::from_ne_bytes(pid);
+                let attached = libc::ptrace(libc::PTRACE_SEIZE, pid, 0, 0) == 0;
+                let _ = its.write_all(&[u8::from(attached)]);
+                if its.read(&mut [0]).is_ok_and(|count| count == 1) {
+                    libc::waitpid(pid, std::ptr::null_mut(), libc::__WALL);
+                }
+                libc::_exit(0);
             }
-            libc::_exit(0);
+            let _ = ours.set_read_timeout(Some(Duration::from_secs(10)));
+            Self(copy, ours)
         }
-        let _ = ours.set_read_timeout(Some(Duration::from_secs(10)));
-        (copy, ours)
+    }
+
+    /// Whether it could.
+    fn attach(&mut self, pid: u32) -> bool {
+        self.1.write_all(&pid.to_ne_bytes()).unwrap();
+        let mut attached = [0];
+        self.1.read_exact(&mut attached).unwrap();
+        can("a tracer", attached == [1])
+    }
+
+    /// After the death of what it is attached to.
+    fn let_go(mut self) {
+        self.1.write_all(&[1]).unwrap();
+        // SAFETY: reaps the copy, which is ours.
+        unsafe { libc::waitpid(self.0, std::ptr::null_mut(), 0) };
     }
 }
 
+/// What this process uses of the processors in a second in which it has nothing to do.
+fn spent_idle() -> Duration {
+    let before = harness::processor_time();
+    std::thread::sleep(Duration::from_secs(1));
+    harness::processor_time() - before
+}
+
+/// A reaper that spins takes all of it.
+const LITTLE: Duration = Duration::from_millis(120);
+
 behaviour! {
     fn case_80_a_unit_that_a_debugger_holds_has_ended_when_the_debugger_lets_go() {
-        // Made first, so that it holds nothing of the unit's.
-        let (tracer, mut line) = tracer();
+        let mut tracer = Tracer::new();
         let mut unit = Offspring::builder(Asked).stdin(Stdio::piped()).spawn().unwrap();
         let pid = unit.process().unwrap().id();
-        line.write_all(&pid.to_ne_bytes()).unwrap();
-        let mut attached = [0];
-        line.read_exact(&mut attached).unwrap();
+        let attached = tracer.attach(pid);
         drop(unit.take_stdin());
-        if can("a tracer", attached == [1]) {
+        if attached {
             eventually("the unit does not end", || harness::state(pid) == Some('Z'));
             assert!(unit.try_wait().unwrap().is_none());
             assert!(unit.wait_timeout(Duration::from_millis(50)).unwrap().is_none());
         }
-        line.write_all(&[1]).unwrap();
+        tracer.let_go();
         assert_eq!(unit.wait().unwrap(), 0);
-        // SAFETY: reaps the tracer, which is ours.
-        unsafe { libc::waitpid(tracer, std::ptr::null_mut(), 0) };
     }
 
     fn case_80_a_dead_unit_that_a_debugger_holds_costs_nothing_and_is_reaped() {
-        let (tracer, mut line) = tracer();
+        let mut tracer = Tracer::new();
         let mut unit = Offspring::builder(Asked).stdin(Stdio::piped()).spawn().unwrap();
         let process = unit.process().unwrap().clone();
-        line.write_all(&process.id().to_ne_bytes()).unwrap();
-        let mut attached = [0];
-        line.read_exact(&mut attached).unwrap();
+        let attached = tracer.attach(process.id());
         let stdin = unit.take_stdin();
         // Nobody waits for it.
         drop(unit);
         drop(stdin);
-        if can("a tracer", attached == [1]) {
+        if attached {
             eventually("the unit does not end", || harness::state(process.id()) == Some('Z'));
-            let before = harness::processor_time();
-            std::thread::sleep(Duration::from_secs(1));
-            let spent = harness::processor_time() - before;
-            // A reaper that spins takes all of it.
-            assert!(spent < Duration::from_millis(200), "{spent:?}");
+            let spent = spent_idle();
+            assert!(spent < LITTLE, "{spent:?}");
         }
-        line.write_all(&[1]).unwrap();
+        tracer.let_go();
         eventually("it is not reaped", || harness::state(process.id()).is_none());
         assert!(process.exit_status().unwrap().success());
-        // SAFETY: reaps the tracer, which is ours.
-        unsafe { libc::waitpid(tracer, std::ptr::null_mut(), 0) };
     }
 
     fn case_80_all_of_it_under_a_tracer() {
@@ -233,5 +251,32 @@ behaviour! {
             assert_eq!(line.split(':').next().unwrap().trim(), "7", "{counted}");
         }
         std::fs::remove_dir_all(directory).unwrap();
+    }
+}
+
+behaviour! { through ["spare"];
+    fn case_80_a_dead_zygote_or_spare_that_a_debugger_holds_costs_nothing() {
+        for is_spare in [false, true] {
+            let mut tracer = Tracer::new();
+            double(1).unwrap();
+            let mut pid = None;
+            eventually("there is none", || {
+                pid = if is_spare { harness::spares().first().copied() } else { harness::zygote() };
+                pid.is_some()
+            });
+            let pid = pid.unwrap();
+            if tracer.attach(pid) {
+                harness::kill(pid, libc::SIGKILL);
+                eventually("it does not end", || harness::state(pid) == Some('Z'));
+                let spent = spent_idle();
+                assert!(spent < LITTLE, "{spent:?}");
+                let start = Offspring::builder(Silent).start_timeout(Duration::from_millis(200)).spawn();
+                let ended = start.and_then(Offspring::wait).map_err(|error| error.kind());
+                assert!(matches!(ended, Ok(()) | Err(ErrorKind::Start)), "{ended:?}");
+            }
+            tracer.let_go();
+            eventually("it is not reaped", || harness::state(pid).is_none());
+            (0..5).for_each(|n| assert_eq!(double(n).unwrap(), 2 * n));
+        }
     }
 }
