@@ -1,4 +1,4 @@
-//! The catalogue of faults: for each way in which processes go wrong, a test of what happens here instead.
+//! The catalogue of faults: what may go wrong, by its number in the table of RELIABILITY.md, and what comes of it.
 #![allow(unsafe_code)]
 
 #[path = "../harness/mod.rs"]
