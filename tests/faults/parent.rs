@@ -198,7 +198,11 @@ fn die(how: Death, ear: Ear) {
 /// Each of these deaths, and each of these ears.
 fn each(deaths: &[Death], ears: &[Ear]) {
     for how in deaths {
-        ears.iter().for_each(|ear| die(*how, *ear));
+        for ear in ears {
+            die(*how, *ear);
+            // It ends a moment after the last of its wards.
+            eventually("the zygote is left", || harness::tagged(&harness::tag()).is_empty());
+        }
     }
 }
 

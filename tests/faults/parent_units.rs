@@ -89,6 +89,7 @@ behaviour! { through ["zygote"];
         });
         assert!(parent.unwrap().wait().is_err());
         eventually("its end was not run", || mark.exists());
+        eventually("it did not end", || harness::tagged(&harness::tag()).is_empty());
         std::fs::remove_file(mark).unwrap();
     }
 
@@ -295,6 +296,7 @@ behaviour! {
         assert_eq!(told[..4], [0, 21, 1, 2], "{told:?}");
         assert_eq!(parent.wait().unwrap_err().kind(), ErrorKind::Died);
         eventually("an orphan is left", || !is_alive(told[4]));
+        eventually("the zygote is left", || harness::tagged(&harness::tag()).is_empty());
     }
 
     fn case_60_units_go_on_while_their_parent_stands_still() {
