@@ -59,35 +59,11 @@ fn look() -> View {
 }
 
 behaviour! {
-    fn what_is_the_callers_at_each_start() {
-        std::env::set_current_dir("/").unwrap();
-        // SAFETY: no other thread reads the environment here.
-        unsafe { std::env::set_var("SET_LATE", "yes") };
-        let view = look();
-        assert_eq!(view.directory, "/");
-        assert_eq!(view.arguments, std::env::args().collect::<Vec<_>>());
-        assert_eq!(view.environment, std::env::vars().collect());
-        assert_eq!(view.parent, std::process::id());
-        std::env::set_current_dir("/proc").unwrap();
-        // SAFETY: as above.
-        unsafe { std::env::remove_var("SET_LATE") };
-        let view = look();
-        assert_eq!(view.directory, "/proc");
-        assert!(!view.environment.contains_key("SET_LATE"));
-    }
-
     fn no_marker_is_left() {
         let view = look();
         assert!(!view.environment.keys().any(|name| name.starts_with("OFFSPRING_CHILD")), "{view:?}");
     }
 
-    fn its_descriptors_are_the_streams_and_the_line() {
-        use std::os::fd::AsRawFd;
-        let file = std::fs::File::open("/dev/null").unwrap();
-        // SAFETY: takes close-on-exec off a descriptor of ours.
-        unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) };
-        assert_eq!(look().descriptors, ["0", "1", "2", "3"]);
-    }
 
     fn a_write_to_a_closed_pipe_is_an_error_not_a_death() {
         let unit = spawn((), |()| {
@@ -192,27 +168,6 @@ behaviour! {
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         assert_eq!(text, "no newline and C's");
-    }
-
-    fn streams_that_are_closed_in_the_parent_are_null_in_the_child() {
-        // SAFETY: the copies keep the files; what is put back is what was there.
-        unsafe {
-            let kept = [0, 1, 2].map(|stream| libc::fcntl(stream, libc::F_DUPFD_CLOEXEC, 10));
-            for closed in 1..8 {
-                for stream in (0..3).filter(|stream| closed & 1 << stream != 0) {
-                    libc::close(stream);
-                }
-                let view = Offspring::new(Look).and_then(Offspring::wait);
-                offspring::shutdown();
-                for (stream, copy) in (0..).zip(kept) {
-                    libc::dup2(copy, stream);
-                }
-                assert_eq!(view.unwrap().descriptors, ["0", "1", "2", "3"], "{closed:b}");
-            }
-            for copy in kept {
-                libc::close(copy);
-            }
-        }
     }
 
     fn threads_of_the_unit_work() {

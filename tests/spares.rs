@@ -95,13 +95,6 @@ behaviour! { through ["auto"];
         assert_eq!(unit.wait().unwrap(), 0);
     }
 
-    fn who_waits_for_all_children_comes_to_an_end() {
-        double(1);
-        // SAFETY: null asks for no status.
-        while unsafe { libc::waitpid(-1, std::ptr::null_mut(), 0) } > 0 {}
-        double(2);
-    }
-
     fn none_outlives_a_parent_that_is_killed() {
         for (stops_them, leaves_a_copy) in [(false, false), (true, false), (false, true), (true, true)] {
             let parent = Parent { stops_them, leaves_a_copy };
@@ -118,14 +111,6 @@ behaviour! { through ["auto"];
         }
     }
 
-    fn they_keep_streams_line_a_pidfd_of_the_parent_and_an_ear_for_signals() {
-        double(1);
-        for pid in some_spares() {
-            let count = || std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
-            eventually("a descriptor too many", || count() == 6 || !is_alive(pid));
-        }
-    }
-
     fn what_is_given_back_costs_nothing_while_a_copy_of_the_parent_lives() {
         double(1);
         some_spares();
@@ -137,15 +122,9 @@ behaviour! { through ["auto"];
             }
         }
         eventually("the spares stay", || spares().is_empty());
-        let used = || {
-            let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-            // SAFETY: a valid record.
-            unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
-            Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-        };
-        let before = used();
+        let before = harness::processor_time();
         std::thread::sleep(Duration::from_secs(1));
-        let spent = used() - before;
+        let spent = harness::processor_time() - before;
         harness::kill(copy as u32, libc::SIGKILL);
         // SAFETY: reaps the copy.
         unsafe { libc::waitpid(copy, std::ptr::null_mut(), 0) };

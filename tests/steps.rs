@@ -50,29 +50,6 @@ behaviour! {
         }
     }
 
-    fn a_start_survives_a_stop_of_parent_and_child_that_is_longer_than_its_timeout() {
-        const START: Duration = Duration::from_secs(2);
-        let mut parent = offspring::spawn((), |()| {
-            let builder = Offspring::builder(Awaited).env("OFFSPRING_STEP", "child:boot:stop").start_timeout(START);
-            builder.spawn().and_then(Offspring::wait).map_err(|error| error.to_string())
-        })
-        .unwrap();
-        let process = parent.process().unwrap().clone();
-        let stopped = |pid: &u32| harness::state(*pid) == Some('T');
-        let children = || harness::tagged(&harness::tag()).into_iter().filter(|pid| *pid != process.id());
-        let mut child = None;
-        harness::eventually("the child does not stop", || {
-            child = children().find(stopped);
-            child.is_some()
-        });
-        process.send_signal(libc::SIGSTOP).unwrap();
-        // The stop itself is what is tried: it has to be longer than the start may take, and than a late waking is.
-        assert!(parent.wait_timeout(START + Duration::from_millis(1500)).unwrap().is_none());
-        process.send_signal(libc::SIGCONT).unwrap();
-        harness::kill(child.unwrap(), libc::SIGCONT);
-        assert_eq!(parent.wait().unwrap(), Ok(7));
-    }
-
     fn a_child_that_says_what_is_no_message_is_killed() {
         #[derive(Serialize, Deserialize)]
         struct Rude(Vec<u8>);

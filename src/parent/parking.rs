@@ -235,13 +235,14 @@ impl Parking {
         self.changed.notify_all();
     }
 
-    /// For the reaper: something has happened to one of ours.
-    pub(super) fn on_event(&self, runtime: &Runtime, id: u64, what: u64) {
+    /// For the reaper: something has happened to one of ours. Whether it has ended and cannot be reaped yet.
+    pub(super) fn on_event(&self, runtime: &Runtime, id: u64, what: u64) -> bool {
         let mut all = lock(&self.all);
         match all.spares.get(&id) {
-            Some(Parked::Ready(Spare { child: (_, pidfd), .. }) | Parked::Ending(pidfd))
-                if what == EXIT && pidfd::reap(pidfd).is_some() =>
-            {
+            Some(Parked::Ready(Spare { child: (_, pidfd), .. }) | Parked::Ending(pidfd)) if what == EXIT => {
+                if pidfd::reap(pidfd).is_none() {
+                    return true;
+                }
                 runtime.poller.remove(pidfd);
                 if let Some(Parked::Ready(_)) = all.spares.remove(&id) {
                     all.supply.on_loss(Instant::now());
@@ -249,6 +250,7 @@ impl Parking {
             }
             _ => {}
         }
+        false
     }
 
     /// Ends all that are there.

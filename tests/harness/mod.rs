@@ -7,7 +7,6 @@
 
 pub mod marks;
 mod surroundings;
-
 pub mod told;
 
 use std::collections::BTreeSet;
@@ -16,7 +15,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 pub use surroundings::{
-    become_user, double, good, is_again, library, limit, myself, place, remove, take_all_descriptors,
+    as_first_process, become_user, double, good, is_again, library, limit, myself, place, remove,
+    take_all_descriptors,
 };
 
 /// As `OFFSPRING_LAUNCHER` forces them.
@@ -109,8 +109,11 @@ fn checked(body: impl FnOnce()) {
     let (descriptors, threads) = (entries("fd"), entries("task"));
     body();
     offspring::shutdown();
-    // SAFETY: null asks for no status.
-    let children = unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG | libc::__WALL) };
+    if std::process::id() == 1 {
+        // The first process of a namespace has the orphans as well.
+        eventually("a child is left", || reaped() == -1);
+    }
+    let children = reaped();
     assert_eq!(children, -1, "a child is left: {children}");
     // At once, but where the reaper itself was the one to shut down: then it lets go a moment later.
     eventually("descriptors are left", || entries("fd") == descriptors);
@@ -118,8 +121,14 @@ fn checked(body: impl FnOnce()) {
     eventually("threads are left", || entries("task").is_subset(&threads));
 }
 
+/// A child that has ended, whoever's; 0 if none has, -1 if there is none.
+fn reaped() -> i32 {
+    // SAFETY: null asks for no status.
+    unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG | libc::__WALL) }
+}
+
 /// The names in a directory of /proc/self.
-fn entries(directory: &str) -> BTreeSet<String> {
+pub fn entries(directory: &str) -> BTreeSet<String> {
     let list = std::fs::read_dir(format!("/proc/self/{directory}")).unwrap();
     // Without the descriptor that reads this very list: it is closed again by now.
     let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
@@ -221,6 +230,39 @@ pub fn is_alive(pid: u32) -> bool {
 pub fn state(pid: u32) -> Option<char> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// For what is started from now on: ends at a step of the protocol. No other thread may read the environment here.
+pub fn wish(step: &str) {
+    // SAFETY: see above.
+    unsafe { std::env::set_var("OFFSPRING_STEP", step) };
+}
+
+/// What this process has used of the processors so far.
+pub fn processor_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid record.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// The name of a process, as `ps` shows it.
+pub fn name(pid: u32) -> Option<String> {
+    Some(std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_owned())
+}
+
+/// Whether the kernel is that version, or newer.
+pub fn is_kernel(major: u32, minor: u32) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers =
+        release.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
+}
+
+/// Whether this process may do what root may.
+pub fn is_root() -> bool {
+    // SAFETY: geteuid(2) has no conditions.
+    unsafe { libc::geteuid() == 0 }
 }
 
 /// Makes the calling thread, or the whole process, and what it starts, get an error from one system call.

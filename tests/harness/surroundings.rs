@@ -20,6 +20,22 @@ pub fn myself() -> Command {
     command
 }
 
+/// The same as the first process of a pid namespace; what it printed. `None` if there can be no such namespace here.
+pub fn as_first_process(command: &Command) -> Option<String> {
+    let mut first = Command::new("unshare");
+    first.args(["--pid", "--fork", "--mount-proc", "--kill-child"]).arg(command.get_program());
+    first.args(command.get_args());
+    for (name, value) in command.get_envs() {
+        first.env(name, value.unwrap_or_default());
+    }
+    let (good, text) = super::finish(first, Duration::from_secs(100));
+    if !super::can("a pid namespace", !text.contains("unshare failed")) {
+        return None;
+    }
+    assert!(good, "{text}");
+    Some(text)
+}
+
 pub fn is_again() -> bool {
     std::env::var_os("AGAIN").is_some()
 }
