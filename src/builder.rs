@@ -10,6 +10,7 @@ use crate::limits::{self, Limit, Limits};
 use crate::offspring::{Offspring, Plan};
 use crate::subprocess::Subprocess;
 use crate::sys::io::OwnedFd;
+use crate::sys::variables::Variables;
 
 /// Sets up a unit's child before it is started; made by [`Offspring::builder`].
 ///
@@ -76,13 +77,21 @@ impl Environment {
         }
     }
 
-    pub(crate) fn apply(&self, own: impl Iterator<Item = (OsString, OsString)>) -> Vec<(OsString, OsString)> {
-        let mut all: Vec<_> = own.filter(|_| !self.clear).collect();
+    pub(crate) fn changes_any(&self) -> bool {
+        self.clear || !self.changes.is_empty()
+    }
+
+    /// What it makes of the caller's own; the same, if it changes nothing.
+    pub(crate) fn apply(&self, own: Variables) -> Variables {
+        if !self.changes_any() {
+            return own;
+        }
+        let mut all: Vec<_> = own.iter().filter(|_| !self.clear).cloned().collect();
         for (name, value) in &self.changes {
             all.retain(|(other, _)| other != name);
             all.extend(value.clone().map(|value| (name.clone(), value)));
         }
-        all
+        Arc::new(all)
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::fmt;
 use std::io;
-use std::process::ExitStatus;
 use std::sync::Arc;
 
+use crate::death::Death;
 use crate::limits::Limit;
 use crate::sys::limit;
 use crate::wire::message::Panicked;
@@ -69,7 +69,7 @@ pub enum ErrorKind {
 }
 
 /// Whom an error is about.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Subject {
     pub(crate) type_name: &'static str,
     pub(crate) name: Option<String>,
@@ -222,7 +222,7 @@ impl std::error::Error for Error {
 /// # Ok::<(), offspring::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Panic(Panicked);
+pub struct Panic(pub(crate) Panicked);
 
 impl Panic {
     /// What it said; `Box<dyn Any>` if its payload was no string.
@@ -263,33 +263,5 @@ impl fmt::Display for Panic {
             write!(f, ", at {file}:{line}:{column}")?;
         }
         Ok(())
-    }
-}
-
-/// The end of a child that gave no result.
-///
-/// ```
-/// # use offspring::spawn;
-/// let error = spawn((), |()| -> () { std::process::exit(5) }).and_then(|unit| unit.wait()).unwrap_err();
-/// let death = error.death().unwrap();
-/// assert_eq!(death.status().code(), Some(5));
-/// assert_ne!(death.id(), std::process::id());
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Death {
-    pub(crate) status: ExitStatus,
-    pub(crate) id: u32,
-}
-
-impl Death {
-    /// How it ended: a code, a signal, a core dump. If another part of the program waited for the child, and the kernel
-    /// is older than 6.15, this is a status with neither code nor signal, and the error's text says that it was lost.
-    pub fn status(&self) -> ExitStatus {
-        self.status
-    }
-
-    /// Its process id, which may belong to another by now.
-    pub fn id(&self) -> u32 {
-        self.id
     }
 }

@@ -7,6 +7,7 @@ mod offspring;
 mod builder;
 mod process;
 mod error;
+mod death;
 mod limits;
 // The user's process
 mod parent;
@@ -22,7 +23,8 @@ mod log;
 mod hook;
 
 pub use builder::{Builder, Stdio};
-pub use error::{Death, Error, ErrorKind, Panic};
+pub use death::{Death, EndedBy};
+pub use error::{Error, ErrorKind, Panic};
 pub use limits::Limit;
 pub use offspring::Offspring;
 pub use process::Process;

@@ -99,11 +99,6 @@ impl Limits {
         list
     }
 
-    /// Whether its processor time says something of its end.
-    pub(crate) fn is_timed(&self) -> bool {
-        self.list.iter().any(|limit| matches!(limit, Limit::CpuTime(_)))
-    }
-
     /// The limit that a unit has run into that died of this signal, after so much processor time, if that is known.
     pub(crate) fn hit(&self, signal: i32, used: Option<Duration>) -> Option<Hit> {
         self.list.iter().find_map(|limit| {

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::builder::{Builder, Environment, Settings, Stream};
 use crate::child;
-use crate::error::{Death, Error, ErrorKind, Subject};
+use crate::death::{Death, is_as_asked, last_lines};
+use crate::error::{Error, ErrorKind, Panic, Subject};
 use crate::limits::{Hit, Limits};
 use crate::parent::launcher::{self, Order, Started};
 use crate::parent::reaper;
@@ -17,8 +18,8 @@ use crate::parent::table::Verdict;
 use crate::parent::unit::End;
 use crate::process::Process;
 use crate::subprocess::Subprocess;
-use crate::sys::io::OwnedFd;
-use crate::sys::{pidfd, signals};
+use crate::sys::io::{self as sysio, OwnedFd};
+use crate::sys::pidfd;
 use crate::wire::codec::{self, CodecError};
 use crate::wire::message::Step;
 
@@ -320,10 +321,12 @@ impl<R> Offspring<R> {
             Err(error) => return Some(Err(error)),
         };
         let waker = context.map(|context| context.waker());
-        let (status, cpu_time, verdict) =
-            process.0.poll(waker, |end| (end.status, end.cpu_time, end.verdict.take()))?;
-        let death = Death { status, id: process.id() };
-        let hit = pidfd::signal(status).and_then(|signal| self.limits.hit(signal, cpu_time));
+        let (verdict, mut death) = process.0.poll(waker, |end| (end.verdict.take(), self.certify(end)))?;
+        let cpu_time = death.usage.map(|usage| usage.cpu_time);
+        let hit = pidfd::signal(death.status).and_then(|signal| self.limits.hit(signal, cpu_time));
+        if let (None, Some(pipe)) = (&death.stderr, &self.pipes[2]) {
+            death.stderr = sysio::peek(pipe).ok().map(|bytes| last_lines(&bytes));
+        }
         // Decoded here, in the thread that asks.
         let result = verdict.ok_or_else(|| self.taken()).and_then(|verdict| self.judge(verdict, death, hit));
         self.ended = match &result {
@@ -348,12 +351,20 @@ impl<R> Offspring<R> {
         }
     }
 
-    fn judge(&self, verdict: Verdict, death: Death, hit: Option<Hit>) -> Result<R, Error> {
-        let how = if pidfd::is_lost(death.status) {
-            "its exit status was taken by another waiter".to_owned()
-        } else {
-            format!("{}", death.status)
-        };
+    fn certify(&self, end: &mut End) -> Death {
+        Death {
+            subject: self.subject.clone(),
+            status: end.status,
+            ran: end.ran,
+            usage: end.usage,
+            ended_by: end.ended_by,
+            stderr: end.stderr.take(),
+            panic: None,
+        }
+    }
+
+    fn judge(&self, verdict: Verdict, mut death: Death, hit: Option<Hit>) -> Result<R, Error> {
+        let how = death.how();
         let error = match verdict {
             Verdict::Value(bytes) => return self.decoded(&bytes),
             Verdict::Panicked(panic) => {
@@ -361,6 +372,7 @@ impl<R> Offspring<R> {
                     (Some(file), Some(line)) => format!(" at {file}:{line}"),
                     _ => String::new(),
                 };
+                death.panic = Some(Panic(panic.clone()));
                 self.error(ErrorKind::Panicked, &format!("panicked{place}: {}", panic.message))
                     .with_panic(panic)
             }
@@ -410,10 +422,10 @@ impl<R> Offspring<R> {
     fn release_pipes(&mut self) {
         let pipes = std::mem::take(&mut self.pipes);
         let Some(process) = &self.process else { return };
-        let [_input, outputs @ ..] = pipes;
-        let outputs: Vec<OwnedFd> = outputs.into_iter().flatten().collect();
-        if !outputs.is_empty() && process.0.is_ours() {
-            process.0.drain(outputs);
+        let [_input, output, errors] = pipes;
+        if (output.is_some() || errors.is_some()) && process.0.is_ours() {
+            // If it has ended, what it said last is in there.
+            self.pipes[2] = process.0.drain([output, errors]);
         }
     }
 }
@@ -421,9 +433,7 @@ impl<R> Offspring<R> {
 /// Whether it was a shutdown that ended it, and nothing else.
 fn was_ended(end: &mut End) -> bool {
     let Some(Verdict::Died { ended: Some((why, _)), breach: None, .. }) = &end.verdict else { return false };
-    let as_asked =
-        pidfd::signal(end.status).is_none_or(|signal| [signals::TERM, signals::KILL].contains(&signal));
-    matches!(why, Why::Shutdown | Why::Exit) && as_asked
+    matches!(why, Why::Shutdown | Why::Exit) && is_as_asked(end.status)
 }
 
 impl<R> Drop for Offspring<R> {

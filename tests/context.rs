@@ -1,9 +1,6 @@
 //! What a unit sees of the process around it, and what it does not.
 #![allow(unsafe_code)]
 
-// Named first, so that it is linked behind the library.
-extern crate late;
-
 #[path = "harness/mod.rs"]
 mod harness;
 
@@ -62,58 +59,11 @@ fn look() -> View {
 }
 
 behaviour! {
-    fn what_is_the_callers_at_each_start() {
-        std::env::set_current_dir("/").unwrap();
-        // SAFETY: no other thread reads the environment here.
-        unsafe { std::env::set_var("SET_LATE", "yes") };
-        let view = look();
-        assert_eq!(view.directory, "/");
-        assert_eq!(view.arguments, std::env::args().collect::<Vec<_>>());
-        assert_eq!(view.environment, std::env::vars().collect());
-        assert_eq!(view.parent, std::process::id());
-        std::env::set_current_dir("/proc").unwrap();
-        // SAFETY: as above.
-        unsafe { std::env::remove_var("SET_LATE") };
-        let view = look();
-        assert_eq!(view.directory, "/proc");
-        assert!(!view.environment.contains_key("SET_LATE"));
-    }
-
     fn no_marker_is_left() {
         let view = look();
         assert!(!view.environment.keys().any(|name| name.starts_with("OFFSPRING_CHILD")), "{view:?}");
     }
 
-    fn its_descriptors_are_the_streams_and_the_line() {
-        use std::os::fd::AsRawFd;
-        let file = std::fs::File::open("/dev/null").unwrap();
-        // SAFETY: takes close-on-exec off a descriptor of ours.
-        unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) };
-        assert_eq!(look().descriptors, ["0", "1", "2", "3"]);
-    }
-
-    fn signals_are_as_main_would_find_them() {
-        // SAFETY: dispositions and the mask of this thread.
-        let mask = unsafe {
-            libc::signal(libc::SIGUSR1, libc::SIG_IGN);
-            libc::signal(libc::SIGTERM, libc::SIG_IGN);
-            let mut all: libc::sigset_t = std::mem::zeroed();
-            let mut old: libc::sigset_t = std::mem::zeroed();
-            libc::sigfillset(&raw mut all);
-            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, &raw mut old);
-            old
-        };
-        let view = look();
-        // SAFETY: puts the mask back.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask, std::ptr::null_mut()) };
-        assert_eq!(view.status["SigBlk"], "0000000000000000");
-        assert_eq!(view.status["SigPnd"], "0000000000000000");
-        let ignored = 1_u64 << (libc::SIGPIPE - 1);
-        assert_eq!(view.status["SigIgn"], format!("{ignored:016x}"));
-        let caught = [libc::SIGSEGV, libc::SIGBUS, 61].iter().fold(0_u64, |mask, signal| mask | 1 << (signal - 1));
-        assert_eq!(view.status["SigCgt"], format!("{caught:016x}"));
-        assert_eq!(view.status["Threads"], "1");
-    }
 
     fn a_write_to_a_closed_pipe_is_an_error_not_a_death() {
         let unit = spawn((), |()| {
@@ -124,15 +74,59 @@ behaviour! {
         assert!(unit.unwrap().wait().unwrap());
     }
 
-    fn constructors_that_stand_behind_ours_have_run_before_the_unit() {
-        assert_eq!(late::built(), 2);
-        let built = spawn((), |()| late::built()).unwrap().wait().unwrap();
-        // 2 as it is linked here; another linker may put it before ours, and then it has run anyway.
-        assert_ne!(built, 0);
-    }
-
     fn random_seeds_are_its_own() {
         assert_ne!(look().random, look().random);
+    }
+
+    fn every_way_to_change_the_environment_is_seen_by_the_next_unit() {
+        // The zygote takes over what has been asked for twice.
+        let differs = |what: &str| {
+            for n in 0..4 {
+                assert_eq!(look().environment, std::env::vars().collect(), "{what}, {n}");
+            }
+        };
+        // SAFETY: no other thread touches the environment here.
+        let set = |name: &str, value: &str| unsafe { std::env::set_var(name, value) };
+        // SAFETY: as above.
+        let remove = |name: &str| unsafe { std::env::remove_var(name) };
+        // SAFETY: as above.
+        let clear = || unsafe { libc::clearenv() };
+        differs("at first");
+        set("SHORT", "1");
+        differs("one more");
+        set("SHORT", "2");
+        differs("one of the same length");
+        set("SHORT", "1");
+        differs("as it was before");
+        let entry = c"IN_PLACE=one".to_owned().into_raw();
+        // SAFETY: as above; the string stays where it is.
+        unsafe { libc::putenv(entry) };
+        differs("one that the program keeps");
+        // SAFETY: within the string, and nobody reads it now.
+        unsafe { entry.add("IN_PLACE=".len()).copy_from(c"two".as_ptr(), 3) };
+        assert_eq!(std::env::var("IN_PLACE").unwrap(), "two");
+        differs("changed in place");
+        // SAFETY: as above.
+        unsafe { entry.add("IN_PLACE=o".len()).write(0) };
+        differs("shorter in place");
+        for n in 0..2000 {
+            set(&format!("MANY_{n}"), &"x".repeat(n % 600));
+        }
+        differs("many, with room between them");
+        set("MANY_1999", "y");
+        differs("the last of many");
+        for n in 0..2000 {
+            remove(&format!("MANY_{n}"));
+        }
+        differs("none of them any more");
+        let own: Vec<_> = std::env::vars().collect();
+        clear();
+        let empty = look();
+        for (name, value) in own {
+            set(&name, &value);
+        }
+        assert_eq!(empty.environment, BTreeMap::new());
+        differs("back again");
     }
 
     fn what_the_builder_sets() {
@@ -176,46 +170,11 @@ behaviour! {
         assert_eq!(text, "no newline and C's");
     }
 
-    fn streams_that_are_closed_in_the_parent_are_null_in_the_child() {
-        // SAFETY: the copies keep the files; what is put back is what was there.
-        unsafe {
-            let kept = [0, 1, 2].map(|stream| libc::fcntl(stream, libc::F_DUPFD_CLOEXEC, 10));
-            for closed in 1..8 {
-                for stream in (0..3).filter(|stream| closed & 1 << stream != 0) {
-                    libc::close(stream);
-                }
-                let view = Offspring::new(Look).and_then(Offspring::wait);
-                offspring::shutdown();
-                for (stream, copy) in (0..).zip(kept) {
-                    libc::dup2(copy, stream);
-                }
-                assert_eq!(view.unwrap().descriptors, ["0", "1", "2", "3"], "{closed:b}");
-            }
-            for copy in kept {
-                libc::close(copy);
-            }
-        }
-    }
-
     fn threads_of_the_unit_work() {
         let unit = spawn((), |()| {
             let threads: Vec<_> = (0..4_u32).map(|n| std::thread::spawn(move || n)).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).sum::<u32>()
         });
         assert_eq!(unit.unwrap().wait().unwrap(), 6);
-    }
-
-    fn a_deleted_executable_is_still_the_program() {
-        if std::env::var_os("MOVED").is_some() {
-            std::fs::remove_file(std::env::current_exe().unwrap()).unwrap();
-            assert_eq!(look().parent, std::process::id());
-            return;
-        }
-        let copy = std::env::temp_dir().join(harness::tag());
-        std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
-        let mut command = std::process::Command::new(&copy);
-        command.args(["a_deleted_executable_is_still_the_program", "--exact", "--nocapture"]).env("MOVED", "1");
-        let (good, text) = harness::finish(command, std::time::Duration::from_secs(60));
-        assert!(good, "{text}");
     }
 }

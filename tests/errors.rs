@@ -4,7 +4,6 @@
 #[path = "harness/mod.rs"]
 mod harness;
 
-use std::error::Error as _;
 use std::os::unix::process::ExitStatusExt;
 
 use offspring::{Error, ErrorKind, Offspring, Stdio, Subprocess, spawn};
@@ -260,42 +259,4 @@ behaviour! {
         assert_eq!(unit.wait().unwrap().0, std::process::id());
         assert_eq!(process.exit_status().unwrap().signal(), Some(libc::SIGABRT));
     }
-
-    fn a_start_that_cannot_be_names_the_step_and_the_cause() {
-        let error = fail(Offspring::builder(Echo(quiet())).current_dir("/no/such/place").spawn());
-        assert_eq!(error.kind(), ErrorKind::Start);
-        assert!(error.to_string().contains("current directory"), "{error}");
-        assert!(error.source().is_some());
-        let error = fail(Offspring::builder(Echo(quiet())).env("A", "nul\0nul").spawn());
-        assert!(error.to_string().contains("environment"), "{error}");
-        assert!(error.death().is_none());
-    }
-
-    fn want_of_descriptors_is_an_error_and_passes() {
-        let unit = spawn((), |()| ()).unwrap();
-        unit.wait().unwrap();
-        let mut hoard = Vec::new();
-        let limit = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
-        // SAFETY: a valid record.
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
-        while let Ok(file) = std::fs::File::open("/dev/null") {
-            hoard.push(file);
-        }
-        for free in 0..6 {
-            match spawn((), |()| ()) {
-                Ok(unit) => unit.wait().unwrap(),
-                Err(error) => {
-                    assert_eq!(error.kind(), ErrorKind::Start, "{free}: {error}");
-                    assert!(error.to_string().contains("the limit is 64 (RLIMIT_NOFILE"), "{free}: {error}");
-                }
-            }
-            hoard.pop();
-        }
-        drop(hoard);
-        spawn((), |()| ()).unwrap().wait().unwrap();
-    }
-}
-
-fn quiet() -> Touchy {
-    Touchy { place: String::new(), deed: String::new(), parent: 0 }
 }

@@ -9,9 +9,6 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use offspring::{Error, ErrorKind, Offspring, Stdio, Subprocess, spawn};
 use serde::{Deserialize, Serialize};
 
-/// What the library sends on the line at most.
-const LARGE: usize = 64 << 10;
-
 /// A value's header, and its length, on the line, as our children write them.
 fn header(is_elsewhere: bool, length: u64) -> Vec<u8> {
     let kind = 18_u32 | u32::from(is_elsewhere) << 31;
@@ -86,39 +83,7 @@ impl Subprocess for Liar {
     }
 }
 
-/// The descriptors that this process has.
-fn descriptors() -> Vec<String> {
-    let list = std::fs::read_dir("/proc/self/fd").unwrap();
-    let mut names: Vec<String> = list
-        .filter_map(|entry| {
-            Some((entry.as_ref().ok()?.file_name(), std::fs::read_link(entry.ok()?.path()).ok()?))
-        })
-        // Not the one that reads this list.
-        .filter(|(_, target)| !target.ends_with("fd"))
-        .map(|(name, _)| name.into_string().unwrap())
-        .collect();
-    names.sort();
-    names
-}
-
 behaviour! {
-    fn values_cross_whatever_their_size() {
-        for size in [LARGE - 8, LARGE - 5, LARGE, LARGE + 1, 2 * LARGE, 5 << 20] {
-            let text: String = (0..size).map(|n| char::from(b'a' + (n % 26) as u8)).collect();
-            let back = spawn(text.clone(), |text: String| text).unwrap().wait().unwrap();
-            assert!(back == text, "{size}");
-            let bytes = serde_bytes::ByteBuf::from(text.into_bytes());
-            let back = spawn(bytes.clone(), |bytes: serde_bytes::ByteBuf| bytes).unwrap().wait().unwrap();
-            assert!(back == bytes, "{size}");
-        }
-    }
-
-    fn nothing_of_it_stays_open_in_the_unit() {
-        let text = "x".repeat(1 << 20);
-        let unit = spawn(text, |text: String| (text.len(), descriptors()));
-        assert_eq!(unit.unwrap().wait().unwrap(), (1 << 20, ["0", "1", "2", "3"].map(str::to_owned).to_vec()));
-    }
-
     fn a_unit_without_descriptors_gives_its_large_result_all_the_same() {
         let unit = spawn((), |()| {
             let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
@@ -157,35 +122,6 @@ behaviour! {
             assert_eq!(error.kind(), kind, "{lie:?}: {error}");
             assert!(error.to_string().contains("message") || kind == ErrorKind::Decode, "{lie:?}: {error}");
         }
-    }
-}
-
-behaviour! { through ["auto"];
-    fn a_parent_that_may_write_no_files_starts_units() {
-        let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        // SAFETY: a valid record.
-        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const none) }, 0);
-        for n in 0..3 {
-            assert_eq!(spawn(n, |n: u32| n + 1).unwrap().wait().unwrap(), n + 1);
-        }
-    }
-
-    fn an_environment_too_large_for_execve_is_no_hindrance_to_the_very_first() {
-        for _ in 0..2 {
-            let unit = Offspring::builder(Reads).env("BIG", "x".repeat(200_000)).spawn();
-            assert_eq!(unit.unwrap().wait().unwrap(), 200_000);
-        }
-    }
-}
-
-#[derive(Serialize, Deserialize)]
-struct Reads;
-
-impl Subprocess for Reads {
-    type Output = usize;
-
-    fn run(self) -> usize {
-        std::env::var("BIG").unwrap().len()
     }
 }
 

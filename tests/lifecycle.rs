@@ -167,25 +167,6 @@ behaviour! {
         assert_eq!(waiter.join().unwrap().unwrap_err().kind(), ErrorKind::Died);
     }
 
-    fn sixty_four_threads_start_at_once() {
-        let barrier = std::sync::Barrier::new(64);
-        std::thread::scope(|scope| {
-            for n in 0..64_u32 {
-                let barrier = &barrier;
-                scope.spawn(move || {
-                    barrier.wait();
-                    assert_eq!(spawn(n, |n: u32| n + 1).unwrap().wait().unwrap(), n + 1);
-                });
-            }
-        });
-    }
-
-    fn offspring_of_offspring_four_deep() {
-        fn nest(depth: u32) -> u32 {
-            if depth == 0 { 1 } else { 1 + spawn(depth - 1, nest).unwrap().wait().unwrap() }
-        }
-        assert_eq!(spawn(3, nest).unwrap().wait().unwrap(), 4);
-    }
 
     fn a_unit_that_forks_and_returns_twice_speaks_once() {
         let unit = spawn((), |()| {
@@ -211,27 +192,6 @@ behaviour! {
         assert!(is_alive(pid as u32));
         harness::kill(pid as u32, libc::SIGKILL);
         eventually("it stays", || !is_alive(pid as u32));
-    }
-
-    fn a_copy_of_this_process_neither_reaps_nor_kills_and_starts_afresh() {
-        let unit = spawn((), sleep).unwrap();
-        let process = unit.process().unwrap().clone();
-        // SAFETY: the copy calls this library, which is made for it, and ends through _exit.
-        let copy = unsafe { libc::fork() };
-        if copy == 0 {
-            let foreign = unit.wait().unwrap_err().kind() == ErrorKind::Unsupported;
-            let foreign = foreign && process.kill().is_err() && !process.is_alive();
-            let own = spawn(1, |n: u32| n + 1).unwrap().wait().ok() == Some(2);
-            offspring::shutdown();
-            // SAFETY: ends the copy without running this process's handlers.
-            unsafe { libc::_exit(if foreign && own { 0 } else { 1 }) };
-        }
-        let mut status = 0;
-        // SAFETY: waits for the copy, which is ours, by its pid.
-        unsafe { libc::waitpid(copy, &raw mut status, 0) };
-        assert_eq!(status, 0);
-        assert!(process.is_alive());
-        assert_eq!(unit.shutdown().unwrap(), None);
     }
 
     fn offspring_shutdown_ends_all_and_a_later_start_begins_afresh() {

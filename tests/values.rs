@@ -114,11 +114,4 @@ behaviour! {
         }
         echo("x".repeat(8 << 20));
     }
-
-    fn sizes_around_every_border() {
-        for size in [0, 1, 65_519, 65_520, 65_535, 65_536, 65_537, 180_224, 262_144, 1 << 20] {
-            let back = Offspring::new(Sum(vec![7; size])).unwrap().wait().unwrap();
-            assert_eq!(back.len(), size);
-        }
-    }
 }

@@ -7,13 +7,13 @@ use std::time::Instant;
 
 use super::exec::is_gone;
 use super::launcher::{Failure, Launch, Launcher};
-use super::parking::care;
+use super::parking::{There, care};
 use super::unit::{Birth, Unit};
 use super::zygote::{Absent, Zygote};
 use crate::hook;
-use crate::sys::io::{self as sysio, AsFd, BorrowedFd, OwnedFd, Place};
+use crate::sys::io::{self as sysio, AsFd, BorrowedFd, OwnedFd};
 use crate::sys::{environment, rights};
-use crate::wire::message::{Context, Request, Wanted};
+use crate::wire::message::{Context, Wanted};
 
 /// Starts the unit; within, why another launcher is to do it.
 pub(super) fn launch(launch: &Launch<'_>) -> Result<Result<Arc<Unit>, Failure>, Failure> {
@@ -64,14 +64,14 @@ fn give(
         };
         let Some(spare) = spare else { return Ok(None) };
         zygote.note(spare.slot.number, care(launch.terms.terminate, launch.terms.grace));
-        let place = spare.place;
+        let there = spare.there.clone();
         let unit = Unit::of_spare(launch, spare);
         runtime.expect(&unit, || true);
         if launch.order.settings.process_group {
             // Before it begins, for what it starts may be there when it is gone itself.
             zygote.entrust(&unit);
         }
-        match tell(launch, zygote, &unit, place) {
+        match tell(launch, zygote, &unit, &there) {
             Ok(()) => {
                 unit.on_taken();
                 // It may have been replaced meanwhile, and the next not have been told of this one.
@@ -110,29 +110,32 @@ fn ask(launch: &Launch<'_>, zygote: &Arc<Zygote>, deadline: Option<Instant>) -> 
         runtime.zygotes.wait_for_end(zygote, deadline);
         return Ok(Asked::Gone);
     }
-    let request = Request::Child(Wanted {
+    let wanted = Wanted {
         id: unit.id,
         guard: launch.guard(),
         slot: None,
         directory: false,
         entry: launch.entry,
         wish: hook::wish(&launch.order.settings.environment),
-    });
+    };
     let asked = Instant::now();
-    let sent = zygote.request(&request, &theirs, deadline);
+    let sent = zygote.child(&wanted, &theirs, deadline);
     drop(theirs);
     hook::step("parent", "launched");
-    if let Err(error) = sent {
+    let environment = match sent {
+        Ok(environment) => environment,
         // Not asked, so not made. If the zygote is dead, the reaper is to find that out before the next is asked for.
-        runtime.strike(&unit);
-        if !is_gone(&error) {
-            return Ok(Asked::Refused("asking the zygote".into(), error));
+        Err(error) => {
+            runtime.strike(&unit);
+            if !is_gone(&error) {
+                return Ok(Asked::Refused("asking the zygote".into(), error));
+            }
+            runtime.zygotes.wait_for_end(zygote, deadline);
+            return Ok(Asked::Gone);
         }
-        runtime.zygotes.wait_for_end(zygote, deadline);
-        return Ok(Asked::Gone);
-    }
+    };
     // While it is being made: what it is to run, and in what surroundings.
-    match tell(launch, zygote, &unit, None) {
+    match tell(launch, zygote, &unit, &There { place: None, environment }) {
         Ok(()) => {}
         // Nobody has its end of the line any more: the reaper will say why.
         Err(Untold::Refused(_, error)) if is_gone(&error) => {}
@@ -172,10 +175,11 @@ enum Untold {
     Refused(&'static str, io::Error),
 }
 
-/// Sends the child its unit, and what it is to have otherwise than the zygote. `place`: where it is already.
-fn tell(launch: &Launch<'_>, zygote: &Zygote, unit: &Arc<Unit>, place: Option<Place>) -> Result<(), Untold> {
+/// Sends the child its unit, and what it is to have otherwise than it has already.
+fn tell(launch: &Launch<'_>, zygote: &Zygote, unit: &Arc<Unit>, there: &There) -> Result<(), Untold> {
     let settings = &launch.order.settings;
-    let is_there = settings.current_dir.is_none() && place.is_some() && place == sysio::place(None);
+    let is_there =
+        settings.current_dir.is_none() && there.place.is_some() && there.place == sysio::place(None);
     let open = || {
         sysio::directory(settings.current_dir.as_deref()).map_err(|error| {
             // The own directory may be one to stay in but not to go to.
@@ -185,13 +189,19 @@ fn tell(launch: &Launch<'_>, zygote: &Zygote, unit: &Arc<Unit>, place: Option<Pl
     };
     let directory = if is_there { None } else { Some(open()?) };
     let environment = launch.environment();
-    let environment =
-        (environment != zygote.environment).then(|| environment::block(&environment)).transpose();
-    let environment = environment.map_err(|error| Untold::Failed("environment", error))?;
+    let block = (environment != there.environment).then(|| environment::block(&environment)).transpose();
+    let block = block.map_err(|error| Untold::Failed("environment", error))?;
+    if block.is_some() && !settings.environment.changes_any() {
+        zygote.on_environment(&environment);
+    }
     let streams = streams(launch, zygote);
     let Streams { files, differ } = streams.map_err(|error| Untold::Refused("standard streams", error))?;
-    let context =
-        Context { directory: directory.is_some(), environment, umask: settings.umask, streams: differ };
+    let context = Context {
+        directory: directory.is_some(),
+        environment: block,
+        umask: settings.umask,
+        streams: differ,
+    };
     let start = launch.start_message(zygote.nonce, Some(context));
     let start = start.map_err(|error| Untold::Failed("its terms", error))?;
     let descriptors: Vec<BorrowedFd<'_>> =

@@ -3,7 +3,6 @@
 //! The *spare* launcher gives the unit to a child that is there already. The *zygote* launcher asks a small process of the same program for a clone of itself. The *exec* launcher executes the
 //! program again for the one unit: slower, and always right. It is taken where the zygote cannot be, or must not.
 
-use std::ffi::OsString;
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,6 +16,7 @@ use crate::error::{Error, ErrorKind, Subject};
 use crate::hook;
 use crate::sys::image::Entry;
 use crate::sys::io::OwnedFd;
+use crate::sys::variables::{self, Variables};
 use crate::sys::{constructor, io as sysio};
 use crate::wire::codec;
 use crate::wire::message::{Context, Guard, Start};
@@ -109,7 +109,7 @@ pub(crate) fn start(order: &Order) -> Result<Started, Error> {
     drop(launch);
     hook::step("parent", "queued");
     if order.wait_for_child {
-        unit.wait_ready();
+        unit.wait_ready(began.checked_add(settings.start_timeout));
     }
     unit.on_started();
     Ok(Started { unit, pipes })
@@ -158,8 +158,8 @@ impl Launch<'_> {
     }
 
     /// The unit's environment: this process's as it is now, with the builder's changes.
-    pub(crate) fn environment(&self) -> Vec<(OsString, OsString)> {
-        self.order.settings.environment.apply(std::env::vars_os())
+    pub(crate) fn environment(&self) -> Variables {
+        self.order.settings.environment.apply(variables::own())
     }
 
     pub(crate) fn guard(&self) -> Option<Guard> {

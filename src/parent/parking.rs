@@ -15,8 +15,9 @@ use super::unit::lock;
 use super::zygote::Zygote;
 use crate::sys::io::{self as sysio, AsFd, OwnedFd, Place};
 use crate::sys::ledger::{Care, SLOTS};
+use crate::sys::variables::Variables;
 use crate::sys::{pidfd, signals};
-use crate::wire::message::{Request, Wanted};
+use crate::wire::message::Wanted;
 
 /// A place in the ledger, held as long as the child lives.
 pub(crate) struct Slot {
@@ -37,8 +38,15 @@ pub(crate) struct Spare {
     pub(crate) child: (u32, OwnedFd),
     pub(crate) line: OwnedFd,
     pub(crate) slot: Slot,
+    pub(crate) there: There,
+}
+
+/// What a child has already.
+#[derive(Clone)]
+pub(crate) struct There {
     /// Where it waits.
     pub(crate) place: Option<Place>,
+    pub(crate) environment: Variables,
 }
 
 /// What has become of one so far.
@@ -46,7 +54,7 @@ enum Parked {
     Asked {
         line: OwnedFd,
         slot: Slot,
-        place: Option<Place>,
+        there: There,
     },
     Ready(Spare),
     /// Asked for, and not wanted any more before it was there.
@@ -199,8 +207,8 @@ impl Parking {
             wish: None,
         };
         let with: Vec<_> = [theirs.as_fd()].into_iter().chain(directory.iter().map(AsFd::as_fd)).collect();
-        zygote.try_request(&Request::Child(wanted), &with)?;
-        all.spares.insert(id, Parked::Asked { line, slot, place });
+        let environment = zygote.try_child(&wanted, &with)?;
+        all.spares.insert(id, Parked::Asked { line, slot, there: There { place, environment } });
         Ok(())
     }
 
@@ -214,8 +222,8 @@ impl Parking {
             return;
         }
         let parked = match parked {
-            Parked::Asked { line, slot, place } => {
-                Parked::Ready(Spare { id, child: (pid, pidfd), line, slot, place })
+            Parked::Asked { line, slot, there } => {
+                Parked::Ready(Spare { id, child: (pid, pidfd), line, slot, there })
             }
             _ => {
                 let _ = pidfd::send_signal(&pidfd, signals::KILL);
@@ -227,13 +235,14 @@ impl Parking {
         self.changed.notify_all();
     }
 
-    /// For the reaper: something has happened to one of ours.
-    pub(super) fn on_event(&self, runtime: &Runtime, id: u64, what: u64) {
+    /// For the reaper: something has happened to one of ours. Whether it has ended and cannot be reaped yet.
+    pub(super) fn on_event(&self, runtime: &Runtime, id: u64, what: u64) -> bool {
         let mut all = lock(&self.all);
         match all.spares.get(&id) {
-            Some(Parked::Ready(Spare { child: (_, pidfd), .. }) | Parked::Ending(pidfd))
-                if what == EXIT && pidfd::reap(pidfd).is_some() =>
-            {
+            Some(Parked::Ready(Spare { child: (_, pidfd), .. }) | Parked::Ending(pidfd)) if what == EXIT => {
+                if pidfd::reap(pidfd).is_none() {
+                    return true;
+                }
                 runtime.poller.remove(pidfd);
                 if let Some(Parked::Ready(_)) = all.spares.remove(&id) {
                     all.supply.on_loss(Instant::now());
@@ -241,6 +250,7 @@ impl Parking {
             }
             _ => {}
         }
+        false
     }
 
     /// Ends all that are there.

@@ -17,8 +17,9 @@ use super::remains::Remains;
 use super::shutdown::Why;
 use super::unit::{Gone, Unit, YOUNG, lock};
 use super::zygote::{Zygote, Zygotes};
+use crate::death::{LAST_BYTES, last_lines};
 use crate::sys::io::{self as sysio, AsFd, OwnedFd, Poller};
-use crate::sys::{lifecycle, signals};
+use crate::sys::{lifecycle, limit, signals};
 
 /// One process's view of the library.
 struct Process {
@@ -37,6 +38,8 @@ pub(crate) struct Runtime {
     pub(super) parking: Parking,
     pub(super) remains: Remains,
     next_id: AtomicU64,
+    /// What the kernel's count of processes that it has killed for want of memory was when it was last looked at.
+    memory_kills: AtomicU64,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -45,12 +48,32 @@ pub(crate) struct Table {
     units: BTreeMap<u64, (Arc<Unit>, Option<Instant>)>,
     deadlines: BTreeSet<(Instant, u64)>,
     /// Pipes of units whose handles are gone: read, so that the unit does not wait for a reader for ever.
-    sinks: BTreeMap<u64, Vec<OwnedFd>>,
+    sinks: BTreeMap<u64, Vec<Sink>>,
     /// Starts between their first step and their entry in `units`.
     starting: usize,
     closing: Option<Why>,
     /// Until when the reaper sleeps; `None`: without end.
     sleeps_until: Option<Instant>,
+}
+
+/// A pipe that is read so that nobody waits for a reader.
+struct Sink {
+    pipe: OwnedFd,
+    /// The last of what was read, if it is of interest.
+    last: Option<Vec<u8>>,
+}
+
+impl Sink {
+    /// Reads what is there, or some of it; whether there may be more to come.
+    fn read(&mut self) -> bool {
+        let Self { pipe, last } = self;
+        sysio::drain(pipe, |bytes| {
+            let Some(last) = last else { return };
+            last.extend_from_slice(bytes);
+            let before = last.len().saturating_sub(2 * LAST_BYTES);
+            last.drain(..before);
+        })
+    }
 }
 
 static PROCESS: AtomicPtr<Process> = AtomicPtr::new(null_mut());
@@ -168,6 +191,7 @@ impl Runtime {
             parking: Parking::default(),
             remains: Remains::default(),
             next_id: AtomicU64::new(1),
+            memory_kills: AtomicU64::new(u64::MAX),
             thread: Mutex::new(None),
         });
         // The program's signal handlers are not to run on our thread.
@@ -175,6 +199,7 @@ impl Runtime {
         let own = runtime.clone();
         let thread = std::thread::Builder::new().name("offspring".into()).spawn(move || {
             reaper::mark_this_thread(&own);
+            own.was_memory_short();
             reaper::work(&own);
         });
         signals::restore(mask);
@@ -317,37 +342,54 @@ impl Runtime {
             self.poller.ring();
         }
         for sink in sinks.into_iter().flatten() {
-            self.poller.remove(&sink);
+            self.poller.remove(&sink.pipe);
         }
     }
 
-    /// Reads and throws away what a unit writes into these pipes, until it ends.
-    pub(crate) fn drain(&self, unit: &Unit, pipes: Vec<OwnedFd>) {
+    /// Whether the kernel has killed a process for want of memory since this was last asked.
+    pub(super) fn was_memory_short(&self) -> bool {
+        let Some(kills) = limit::memory_kills() else { return false };
+        let before = self.memory_kills.swap(kills, Ordering::SeqCst);
+        before != u64::MAX && before < kills
+    }
+
+    /// Reads what a unit writes into these pipes, until it ends. If it has been struck off, the second one comes back.
+    pub(crate) fn drain(&self, unit: &Unit, pipes: [Option<OwnedFd>; 2]) -> Option<OwnedFd> {
         let mut table = lock(&self.table);
+        let [output, errors] = pipes;
         if !table.units.contains_key(&unit.id) {
-            return;
+            return errors;
         }
-        for pipe in pipes {
-            let nonblocking = crate::sys::io::set_nonblocking(&pipe);
-            if nonblocking
-                .and_then(|()| self.poller.add(&pipe, reaper::token(unit.id, reaper::SINK), false))
-                .is_ok()
-            {
-                table.sinks.entry(unit.id).or_default().push(pipe);
+        let output = output.map(|pipe| Sink { pipe, last: None });
+        let errors = errors.map(|pipe| Sink { pipe, last: Some(Vec::new()) });
+        for sink in output.into_iter().chain(errors) {
+            let token = reaper::token(unit.id, reaper::SINK);
+            let watched =
+                sysio::set_nonblocking(&sink.pipe).and_then(|()| self.poller.add(&sink.pipe, token, false));
+            if watched.is_ok() {
+                table.sinks.entry(unit.id).or_default().push(sink);
             }
         }
+        None
     }
 
     pub(crate) fn on_sink(&self, id: u64) {
         let mut table = lock(&self.table);
         let Some(sinks) = table.sinks.get_mut(&id) else { return };
-        sinks.retain(|sink| {
-            let goes_on = crate::sys::io::discard(sink);
-            if !goes_on {
-                self.poller.remove(sink);
+        for sink in sinks {
+            // It stays until the unit ends, for its last words.
+            if !sink.read() {
+                self.poller.remove(&sink.pipe);
             }
-            goes_on
-        });
+        }
+    }
+
+    /// What a unit that has ended has written last to its standard error, if that is read here.
+    pub(crate) fn last_words(&self, unit: &Unit) -> Option<String> {
+        let mut table = lock(&self.table);
+        let sink = table.sinks.get_mut(&unit.id)?.iter_mut().find(|sink| sink.last.is_some())?;
+        sink.read();
+        sink.last.as_deref().map(last_lines)
     }
 
     /// Stops watching a descriptor that is about to be closed.

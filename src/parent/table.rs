@@ -5,6 +5,7 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::shutdown::{Act, Ending, Why};
+use crate::death::EndedBy;
 use crate::sys::{pidfd, signals};
 use crate::wire::message::{Failed, Panicked};
 use crate::wire::parcel::Bytes;
@@ -75,6 +76,11 @@ impl Life {
 
     pub(crate) fn is_ready(&self) -> bool {
         self.ready
+    }
+
+    /// Why it was asked to end, if it was.
+    pub(crate) fn why(&self) -> Option<Why> {
+        self.ending.map(|ending| ending.why)
     }
 
     pub(crate) fn has_outcome(&self) -> bool {
@@ -188,6 +194,13 @@ impl Life {
     /// Whether we are ending it; and when what it leaves of its process group gets KILL, `None` for never.
     pub(crate) fn rest(&self, now: Instant) -> Option<Option<Instant>> {
         self.ending.map(|ending| ending.rest(now))
+    }
+
+    /// Who ended it. `starved`: whether the kernel has killed a process for want of memory.
+    pub(crate) fn ended_by(&self, status: ExitStatus, starved: impl FnOnce() -> bool) -> EndedBy {
+        let ending = self.why();
+        let is_unasked = ending.is_none() && pidfd::signal(status) == Some(signals::KILL);
+        EndedBy::of(ending, status, is_unasked && starved())
     }
 
     /// It has been reaped: no event comes after this one.

@@ -15,7 +15,10 @@ use super::parking::{Slot, Spare};
 use super::runtime::Runtime;
 use super::shutdown::{Act, Why};
 use super::table::{Life, Verdict};
+use crate::death::EndedBy;
+use crate::log::{Log, News};
 use crate::sys::io::OwnedFd;
+use crate::sys::pidfd::Usage;
 use crate::sys::{group, pidfd, signals};
 use crate::wire::message::Guard;
 
@@ -28,6 +31,7 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Unit {
     pub(crate) id: u64,
     pub(crate) name: String,
+    pub(crate) log: Log,
     began: Instant,
     /// Its pid and its pidfd, once it has been made.
     child: OnceLock<(u32, OwnedFd)>,
@@ -41,8 +45,6 @@ pub(crate) struct Unit {
     awaited: bool,
     /// Whether it leads a process group, which is ended with it.
     leads: bool,
-    /// Whether it has a limit of CPU time.
-    timed: bool,
     /// Whether it is the zygote that says whether it was made.
     asked_for: bool,
     state: Mutex<State>,
@@ -92,8 +94,12 @@ struct State {
 /// How it ended: for the handle to take.
 pub(crate) struct End {
     pub(crate) status: ExitStatus,
-    /// The processor time that it took, if it had a limit of that.
-    pub(crate) cpu_time: Option<Duration>,
+    pub(crate) usage: Option<Usage>,
+    /// From the beginning of its start until it was reaped.
+    pub(crate) ran: Duration,
+    pub(crate) ended_by: EndedBy,
+    /// What it said last on its standard error, if that was drained.
+    pub(crate) stderr: Option<String>,
     /// Gone once it has been taken.
     pub(crate) verdict: Option<Verdict>,
 }
@@ -124,6 +130,7 @@ impl Unit {
         Self {
             id,
             name: launch.name.to_owned(),
+            log: Log::new(launch.name, launch.order.type_name),
             began: launch.began,
             child: OnceLock::new(),
             owner: std::process::id(),
@@ -131,7 +138,6 @@ impl Unit {
             guard: launch.guard(),
             awaited: launch.order.wait_for_child,
             leads: launch.order.settings.process_group,
-            timed: launch.order.settings.limits.is_timed(),
             asked_for: false,
             state: Mutex::new(State {
                 life: Life::new(launch.terms, launch.began),
@@ -159,13 +165,15 @@ impl Unit {
 
     /// It was a spare, and has been told what to run.
     pub(crate) fn on_taken(self: &Arc<Self>) {
+        self.log.note(News::Started { pid: self.pid() });
         // It may have been asked to end before it was in the table; its first deadline is to be noted.
         self.change(|_, _| None);
     }
 
     /// The child has been made: watches it from now on.
     pub(crate) fn on_birth(self: &Arc<Self>, child: (u32, OwnedFd)) -> io::Result<()> {
-        let (_, pidfd) = self.child.get_or_init(|| child);
+        let (pid, pidfd) = self.child.get_or_init(|| child);
+        self.log.note(News::Started { pid: *pid });
         let watched = self.runtime.upgrade().map_or(Ok(()), |runtime| {
             runtime.watch(self, pidfd)?;
             let mut line = lock(&self.line);
@@ -266,11 +274,13 @@ impl Unit {
             life.on_started(now);
             None
         });
+        self.log.tell();
     }
 
     /// Begins to end it, for that reason; returns at once.
     pub(crate) fn ask_to_end(self: &Arc<Self>, why: Why) {
         self.change(|life, now| life.ask_to_end(why, now));
+        self.log.tell();
     }
 
     pub(crate) fn on_late_waking(self: &Arc<Self>) {
@@ -293,6 +303,7 @@ impl Unit {
             lock(&self.state).listen_at = Instant::now().checked_add(Duration::from_secs(1));
         }
         self.change(|life, now| life.on_time(now));
+        self.log.tell();
     }
 
     /// Lets something happen to its life, does what that asks for, and notes the next deadline.
@@ -301,8 +312,15 @@ impl Unit {
         if state.end.is_some() {
             return;
         }
+        let after_term = state.life.why().is_some();
         if let Some(act) = event(&mut state.life, Instant::now()) {
             self.act(act);
+            if let Some(why) = state.life.why() {
+                self.log.note(match act {
+                    Act::Terminate => News::Asked { why },
+                    Act::Kill => News::Killed { why, after_term },
+                });
+            }
         }
         // Under the lock still: of two changes at once, the later one's deadline is to be noted last. (The order of the
         // locks is line, state, table; nobody asks for a unit's under the table's.)
@@ -337,10 +355,10 @@ impl Unit {
         if self.leads { group::send(pidfd, *pid, signal) } else { pidfd::send_signal(pidfd, signal) }
     }
 
-    /// Reads and throws away what it writes into these pipes.
-    pub(crate) fn drain(&self, pipes: Vec<OwnedFd>) {
-        if let Some(runtime) = self.runtime.upgrade() {
-            runtime.drain(self, pipes);
-        }
+    /// Reads what it writes into these pipes, standard output and error, and throws it away, but for the last of its errors. If it has
+    /// ended already, the second pipe comes back.
+    pub(crate) fn drain(&self, pipes: [Option<OwnedFd>; 2]) -> Option<OwnedFd> {
+        let runtime = self.runtime.upgrade()?;
+        runtime.drain(self, pipes)
     }
 }

@@ -1,7 +1,6 @@
 //! The user's process's view of its zygote: made at the first start, by the reaper's thread (children are tied to the thread
 //! that made their maker, and that one lives as long as anything here does); heard by the reaper; asked by whoever starts.
 
-use std::ffi::OsString;
 use std::io;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,9 +16,10 @@ use crate::sys::clone::identity;
 use crate::sys::io::{self as sysio, AsFd, BorrowedFd, OwnedFd};
 use crate::sys::ledger::{Care, Ledger};
 use crate::sys::rights::Rights;
-use crate::sys::{pidfd, signals, spawn};
+use crate::sys::variables::{self, Variables};
+use crate::sys::{environment, memory, pidfd, signals, spawn};
 use crate::wire::codec;
-use crate::wire::message::{Hello, Request, Welcome};
+use crate::wire::message::{Hello, Request, Wanted, Welcome};
 use crate::zygote::boot::Role;
 
 /// How long a zygote that has been asked may be silent. Then it is replaced: somebody has stopped it.
@@ -39,13 +39,20 @@ pub(crate) struct Zygote {
     pub(super) slots: Arc<Slots>,
     pub(super) nonce: u64,
     /// What it has from us: an environment, and standard streams (kept here to be compared with later ones).
-    pub(super) environment: Vec<(OsString, OsString)>,
+    environment: Mutex<Environments>,
     pub(super) streams: [Option<OwnedFd>; 3],
     rights: OnceLock<Rights>,
     began: Instant,
     /// Milliseconds from `began` to its last word.
     heard: AtomicU64,
     dead: AtomicBool,
+}
+
+/// What a zygote's children have as their environment.
+struct Environments {
+    theirs: Variables,
+    /// What one of them was to have instead. If that happens a second time, all are to have it.
+    wanted: Option<Variables>,
 }
 
 /// Why there is no zygote to be asked.
@@ -72,11 +79,13 @@ struct Now {
     /// Why none could be made the last time, until the next is wanted.
     refused: Option<(String, Option<i32>, String)>,
     /// For the one that is wanted: as whoever wants it has it.
-    environment: Vec<(OsString, OsString)>,
+    environment: Variables,
     /// Why none is to be made any more.
     unfit: Option<String>,
     /// How many died before they were ready, and how the last one did.
     crashes: u64,
+    /// Whether one has been ready before.
+    had_one: bool,
     crash: Option<ExitStatus>,
 }
 
@@ -91,7 +100,7 @@ impl Zygotes {
         let is_wanted = now.zygote.is_none() && now.unfit.is_none() && now.refused.is_none();
         let is_first = is_wanted && now.crashes == 0 && !self.wanted.swap(true, Ordering::SeqCst);
         if is_first {
-            now.environment = std::env::vars_os().collect();
+            now.environment = variables::own();
             runtime.poller.ring();
         }
         is_first
@@ -124,7 +133,7 @@ impl Zygotes {
             }
             if now.zygote.is_none() && !self.wanted.swap(true, Ordering::SeqCst) {
                 now.refused = None;
-                now.environment = std::env::vars_os().collect();
+                now.environment = variables::own();
                 runtime.poller.ring();
             }
             asked = true;
@@ -204,8 +213,10 @@ impl Zygotes {
     /// For the reaper: it has said its first word.
     pub(super) fn on_hello(&self, zygote: &Zygote, hello: Hello) {
         let unfit = hello.unfit.clone();
+        let again;
         {
             let mut now = lock(&self.now);
+            again = std::mem::replace(&mut now.had_one, true);
             match hello.unfit {
                 None => drop(zygote.rights.set(hello.rights)),
                 Some(why) => now.unfit = Some(why),
@@ -213,7 +224,7 @@ impl Zygotes {
         }
         self.changed.notify_all();
         match unfit {
-            None => log::zygote_ready(zygote.began.elapsed()),
+            None => log::zygote_ready(zygote.began.elapsed(), again),
             Some(why) => log::fallback("the zygote", &why),
         }
     }
@@ -232,7 +243,7 @@ impl Zygotes {
 }
 
 impl Zygote {
-    fn new(environment: Vec<(OsString, OsString)>) -> Result<Self, (String, io::Error)> {
+    fn new(environment: Variables) -> Result<Self, (String, io::Error)> {
         let failed = |step: &'static str| move |error| (step.to_owned(), error);
         let (line, theirs) = sysio::packet_line().map_err(failed("socketpair"))?;
         let (ledger, memory) = Ledger::new().map_err(failed("memfd_create"))?;
@@ -265,7 +276,7 @@ impl Zygote {
             ledger,
             slots: Arc::new(Slots::new()),
             nonce: claim.nonce,
-            environment,
+            environment: Mutex::new(Environments { theirs: environment, wanted: None }),
             streams,
             rights: OnceLock::new(),
             began: Instant::now(),
@@ -316,9 +327,36 @@ impl Zygote {
     }
 
     /// Asks for something, if it can be asked at once; with it go descriptors.
-    pub(super) fn try_request(&self, request: &Request, with: &[BorrowedFd<'_>]) -> io::Result<()> {
+    fn try_request(&self, request: &Request, with: &[BorrowedFd<'_>]) -> io::Result<()> {
         let bytes = codec::encode(request).map_err(io::Error::other)?;
         sysio::send_with(&self.line, &[&bytes], with).map(drop)
+    }
+
+    /// Asks for a child, if it can be asked at once. Gives the environment that it will have.
+    pub(super) fn try_child(&self, wanted: &Wanted, with: &[BorrowedFd<'_>]) -> io::Result<Variables> {
+        // Held while it is sent: what is said of the environment comes before or after.
+        let environments = lock(&self.environment);
+        self.try_request(&Request::Child(wanted.clone()), with)?;
+        Ok(environments.theirs.clone())
+    }
+
+    /// A child was to have the program's environment, and had to be told. From the second time on, those that are made have it.
+    pub(super) fn on_environment(&self, environment: &Variables) {
+        let mut environments = lock(&self.environment);
+        let is_again = environments.wanted.as_ref().is_some_and(|wanted| Arc::ptr_eq(wanted, environment));
+        if !is_again {
+            environments.wanted = Some(environment.clone());
+        } else if !Arc::ptr_eq(&environments.theirs, environment)
+            && self.send_environment(environment).is_ok()
+        {
+            environments.theirs = environment.clone();
+        }
+    }
+
+    fn send_environment(&self, environment: &Variables) -> io::Result<()> {
+        let block = environment::block(environment)?;
+        let memory = memory::sealed(&block)?;
+        self.try_request(&Request::Environment(block.len()), &[memory.as_fd()])
     }
 
     /// Asks it to see to a child that it has not made, should we die. If it cannot hear that now, the child has its own
@@ -331,16 +369,16 @@ impl Zygote {
         }
     }
 
-    /// Asks for a child.
-    pub(super) fn request(
+    /// As [`Zygote::try_child`], but waits until it can be asked.
+    pub(super) fn child(
         &self,
-        request: &Request,
+        wanted: &Wanted,
         line: &OwnedFd,
         deadline: Option<Instant>,
-    ) -> io::Result<()> {
+    ) -> io::Result<Variables> {
         let asked = Instant::now();
         loop {
-            match self.try_request(request, &[line.as_fd()]) {
+            match self.try_child(wanted, &[line.as_fd()]) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     // Many have asked, and it has not answered.
                     let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));

@@ -74,10 +74,12 @@ pub(crate) enum Request {
     Ward { pid: u32, guard: Guard },
     /// One that leads a group has ended, and nothing of its group is to be ended any more. Its pidfd's identity.
     Release(u64),
+    /// The environment that its children are to have from now on, as in [`Context`]: so many bytes, in memory that goes with it.
+    Environment(usize),
 }
 
 /// A child that is asked for.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Wanted {
     pub(crate) id: u64,
     pub(crate) guard: Option<Guard>,

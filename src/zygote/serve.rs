@@ -13,9 +13,11 @@ use crate::child::{self, Spare};
 use crate::hook::{self, step};
 use crate::sys;
 use crate::sys::clone::Alone;
+use crate::sys::environment::Installed;
 use crate::sys::image::Exit;
 use crate::sys::io::{AsFd, OwnedFd};
 use crate::sys::ledger::{Care, Ledger};
+use crate::sys::memory::Mapping;
 use crate::wire::codec;
 use crate::wire::message::{Guard, Hello, Reply, Request, Welcome};
 
@@ -49,7 +51,8 @@ pub(crate) fn main(claim: Claim) -> ! {
     // 4. Whether we can be one.
     let alone = Alone::prove();
     let hello = Hello { unfit: alone.as_ref().err().cloned(), rights: sys::rights::of_this_thread() };
-    let mut zygote = Zygote { claim, line, parent, ledger, wards: Wards::default() };
+    let mut zygote =
+        Zygote { claim, line, parent, ledger, wards: Wards::default(), environment: Installed::default() };
     zygote.say(&codec::encode(&hello).unwrap_or_default(), None);
     step("zygote", "ready");
     match alone {
@@ -81,6 +84,8 @@ struct Zygote {
     parent: OwnedFd,
     ledger: Ledger,
     wards: Wards,
+    /// What it has been given in place of its own.
+    environment: Installed,
 }
 
 impl Zygote {
@@ -106,6 +111,10 @@ impl Zygote {
             step("zygote", "asked");
             let request = match codec::decode(&buffer[..received.count]) {
                 Ok(Request::Child(request)) => request,
+                Ok(Request::Environment(length)) => {
+                    self.adopt(length, &received.descriptors);
+                    continue;
+                }
                 Ok(other) => {
                     self.on_other(other, received.descriptors);
                     continue;
@@ -121,7 +130,7 @@ impl Zygote {
             self.ledger.begin(request.id);
             match alone.clone(&self.ledger) {
                 Ok(None) => {
-                    let Self { claim, line: own, parent, ledger, wards } = self;
+                    let Self { claim, line: own, parent, ledger, wards, .. } = self;
                     wards.forget();
                     // Its place is taken by the child's line, which closes it; and the ledger is not here.
                     std::mem::forget((own, ledger));
@@ -147,6 +156,13 @@ impl Zygote {
         }
     }
 
+    /// Takes another environment. The parent believes that this is done: if it cannot be, another zygote is to be made.
+    fn adopt(&mut self, length: usize, descriptors: &[Option<OwnedFd>]) {
+        let memory = descriptors.first().and_then(|memory| Mapping::of(memory.as_ref()?, length).ok());
+        let Some(block) = memory else { sys::lifecycle::exit_now(0) };
+        self.environment.replace(block.to_vec());
+    }
+
     fn add_ward(&mut self, pid: u32, guard: &Guard, pidfd: OwnedFd) {
         if guard.leads {
             self.wards.add_group(pid, pidfd, guard.grace);
@@ -164,7 +180,7 @@ impl Zygote {
                 }
             }
             Request::Release(identity) => self.wards.release(identity),
-            Request::Child(_) => {}
+            Request::Child(_) | Request::Environment(_) => {}
         }
     }
 

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::Unit;
+use crate::log::News;
 use crate::parent::exec::is_gone;
 use crate::parent::line::{Line, Piece};
 use crate::parent::reaper;
@@ -72,6 +73,8 @@ impl Unit {
         if line.is_watched() {
             let _ = self.listen(&mut line);
         }
+        drop(line);
+        self.log.tell();
     }
 
     /// Hears what is there, in at most so many pieces; whether there may be more.
@@ -124,6 +127,7 @@ impl Unit {
         let garbled = || Some("a message that cannot be read".to_owned());
         let breach = match kind {
             Kind::Ready => {
+                self.log.note(News::Ready);
                 self.change(|life, _| {
                     life.on_ready();
                     None
@@ -156,6 +160,13 @@ impl Unit {
     }
 
     fn outcome(self: &Arc<Self>, outcome: Outcome) -> Option<String> {
+        self.log.note(News::Result {
+            what: match &outcome {
+                Outcome::Value(_) => "value",
+                Outcome::Panicked(_) => "panic",
+                Outcome::Failed(_) => "failure",
+            },
+        });
         self.change(|life, now| {
             life.on_outcome(outcome, now);
             None

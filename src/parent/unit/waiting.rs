@@ -6,11 +6,13 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::{Birth, End, Gone, State, Unit, YOUNG};
+use crate::log::News;
 use crate::parent::reaper;
 use crate::parent::table::Verdict;
 use crate::parent::unit::lock;
 use crate::sys::io::{self as sysio, AsFd};
-use crate::sys::{group, pidfd, signals};
+use crate::sys::pidfd::{self, Reaped};
+use crate::sys::{group, signals};
 use crate::wire::parcel::Bytes;
 
 impl Unit {
@@ -109,8 +111,11 @@ impl Unit {
     }
 
     /// Waits until it is about to run or has ended.
-    pub(crate) fn wait_ready(&self) {
-        self.wait_for(None, |state| state.life.is_ready() || state.life.has_outcome() || state.end.is_some());
+    pub(crate) fn wait_ready(&self, deadline: Option<Instant>) {
+        let is_over = |state: &State| state.life.is_ready() || state.end.is_some();
+        self.wait_for(None, |state| is_over(state) || state.life.has_outcome());
+        // It has said why it will not run, and comes to its end: soon, or else the start does not wait for that.
+        self.wait_for(deadline, is_over);
     }
 
     fn wait_for(&self, deadline: Option<Instant>, done: impl Fn(&State) -> bool) -> bool {
@@ -195,13 +200,22 @@ impl Unit {
             if state.end.is_some() {
                 return Gone::Before;
             }
-            // Both while it is still known by its number.
-            let cpu_time = if self.timed { pidfd::cpu_time(self.pid()) } else { None };
             self.before_the_end(&state);
-            let Some(status) = pidfd::reap(self.pidfd()) else { return Gone::Alive };
+            let Some(Reaped { status, usage }) = pidfd::reap(self.pidfd()) else { return Gone::Alive };
             self.leave(&state);
+            let runtime = self.runtime.upgrade();
+            let starved = || runtime.as_ref().is_some_and(|runtime| runtime.was_memory_short());
+            let ended_by = state.life.ended_by(status, starved);
             let verdict = state.life.on_end(status);
-            state.end = Some(End { status, cpu_time, verdict: Some(verdict) });
+            let stderr = match &verdict {
+                Verdict::Value(_) => None,
+                _ => runtime.as_ref().and_then(|runtime| runtime.last_words(self)),
+            };
+            let ran = self.began.elapsed();
+            let without_result = (!matches!(verdict, Verdict::Value(_))).then_some(ended_by);
+            let cpu_time = usage.map(|usage| usage.cpu_time);
+            self.log.note(News::Ended { status, ran, cpu_time, without_result });
+            state.end = Some(End { status, usage, ran, ended_by, stderr, verdict: Some(verdict) });
             state.waker.take()
         };
         // Before anybody is told: a waker may leave the process, or shut all of it down, and neither is to wait for this one.
@@ -211,6 +225,7 @@ impl Unit {
             runtime.strike(self);
         }
         self.tell_sleepers();
+        self.log.tell();
         if let Some(waker) = waker {
             // The executor's code: it may panic, and nothing of ours is locked.
             if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {

@@ -51,26 +51,44 @@ pub(super) fn forget_marker() {
     }
 }
 
-/// Makes a block the process's environment.
-pub(crate) fn set(mut block: Vec<u8>) {
-    // Closes what is not closed: each of the pointers below is to be one to a string.
-    block.push(0);
-    // Kept for good: the environment may be read at any time.
-    let block = block.leak();
-    let mut pointers = Vec::with_capacity(64);
-    let mut rest = &mut *block;
-    while let Some(end) = rest.iter().position(|byte| *byte == 0) {
-        let (entry, more) = rest.split_at_mut(end + 1);
-        if entry.len() > 1 {
-            pointers.push(entry.as_mut_ptr().cast::<c_char>());
-        }
-        rest = more;
+/// Makes a block the process's environment, for good: it may be read at any time.
+pub(crate) fn set(block: Vec<u8>) {
+    std::mem::forget(Installed::new(block));
+}
+
+/// An environment that can be taken back by another.
+#[derive(Default)]
+pub(crate) struct Installed {
+    block: Vec<u8>,
+    pointers: Vec<*mut c_char>,
+}
+
+impl Installed {
+    /// Makes a block the process's environment, and lets go of the one before.
+    pub(crate) fn replace(&mut self, block: Vec<u8>) {
+        *self = Self::new(block);
     }
-    pointers.push(std::ptr::null_mut());
-    // SAFETY: called before any code of the unit, while the process has one thread: nobody reads or writes the
-    // environment now. The array is null-terminated, its entries are NUL-terminated, and neither is ever freed (setenv(3)
-    // copies an array that it has not made itself).
-    unsafe { environ = pointers.leak().as_mut_ptr() };
+
+    fn new(block: Vec<u8>) -> Self {
+        let mut installed = Self { block, pointers: Vec::with_capacity(64) };
+        let Self { block, pointers } = &mut installed;
+        // Closes what is not closed: each of the pointers below is to be one to a string.
+        block.push(0);
+        let mut rest = block.as_mut_slice();
+        while let Some(end) = rest.iter().position(|byte| *byte == 0) {
+            let (entry, more) = rest.split_at_mut(end + 1);
+            if entry.len() > 1 {
+                pointers.push(entry.as_mut_ptr().cast::<c_char>());
+            }
+            rest = more;
+        }
+        pointers.push(std::ptr::null_mut());
+        // SAFETY: called while the process has one thread and no code of a unit has run: nobody reads or writes the environment
+        // now. The array is null-terminated, its entries are NUL-terminated, and both live until another environment has taken
+        // their place, or for good (setenv(3) copies an array that it has not made itself).
+        unsafe { environ = pointers.as_mut_ptr() };
+        installed
+    }
 }
 
 /// An environment as it goes over the line: `NAME=value` each, with a NUL between them.

@@ -2,7 +2,7 @@
 //!
 //! All are close-on-exec from birth and stand above 2, also where the program has closed its standard streams.
 
-use std::io;
+use std::io::{self, Read};
 use std::mem::MaybeUninit;
 pub(crate) use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
@@ -273,18 +273,29 @@ pub(crate) fn is_all_received(line: impl AsFd) -> bool {
     told == 0 && left == 0
 }
 
-/// Reads and throws away some of what is in a pipe; `false` once it has ended. Needs the pipe to be non-blocking.
-pub(crate) fn discard(pipe: impl AsFd) -> bool {
+/// Reads what is in a pipe, as much as one holds; `false` once it has ended. Needs the pipe to be non-blocking.
+pub(crate) fn drain(pipe: impl AsFd, mut take: impl FnMut(&[u8])) -> bool {
     let mut buffer = [0; 4096];
-    // As much as a pipe holds, and no more, for a writer that keeps up would hold us for ever.
+    // No more than that, for a writer that keeps up would hold us for ever.
     for _ in 0..16 {
         match rustix::io::read(&pipe, &mut buffer) {
             Ok(0) => return false,
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Ok(count) => take(&buffer[..count]),
+            Err(rustix::io::Errno::INTR) => {}
             Err(error) => return error == rustix::io::Errno::AGAIN,
         }
     }
     true
+}
+
+/// What is in a pipe, which stays in it: as much as one holds by default.
+pub(crate) fn peek(pipe: impl AsFd) -> io::Result<Vec<u8>> {
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let count = rustix::pipe::tee(pipe, &writer, 64 << 10, rustix::pipe::SpliceFlags::NONBLOCK)?;
+    drop(writer);
+    let mut bytes = Vec::with_capacity(count);
+    std::fs::File::from(reader).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Makes reads of this end return at once.

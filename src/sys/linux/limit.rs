@@ -72,6 +72,12 @@ pub(crate) fn raise_files() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
+/// How often the kernel has killed a process for want of memory since the system began, in whatever group of processes.
+pub(crate) fn memory_kills() -> Option<u64> {
+    let counts = std::fs::read_to_string("/proc/vmstat").ok()?;
+    counts.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

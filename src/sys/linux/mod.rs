@@ -14,3 +14,4 @@ pub(crate) mod pidfd;
 pub(crate) mod rights;
 pub(crate) mod signals;
 pub(crate) mod spawn;
+pub(crate) mod variables;

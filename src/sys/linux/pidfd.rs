@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus};
+use rustix::process::{WaitId, WaitIdOptions};
 
 /// What stands for a status that another waiter took and that the kernel does not tell again: neither success, nor a
 /// code, nor a signal.
@@ -65,48 +65,79 @@ pub(crate) fn send_signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
     }
 }
 
+/// What a child was when it had ended.
+#[derive(Clone, Copy)]
+pub(crate) struct Reaped {
+    pub(crate) status: ExitStatus,
+    /// `None` if another waiter was told.
+    pub(crate) usage: Option<Usage>,
+}
+
+/// What it has used, and its own children that it has waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Usage {
+    pub(crate) cpu_time: Duration,
+    /// In bytes.
+    pub(crate) peak_memory: u64,
+}
+
 /// Reaps the child if it has ended; `None` while it lives.
-pub(crate) fn reap(pidfd: &OwnedFd) -> Option<ExitStatus> {
-    wait(pidfd, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
+pub(crate) fn reap(pidfd: &OwnedFd) -> Option<Reaped> {
+    wait(pidfd, libc::WEXITED | libc::WNOHANG)
 }
 
 /// Reaps a child that is known to be ending.
 pub(crate) fn reap_blocking(pidfd: &OwnedFd) {
-    wait(pidfd, WaitIdOptions::EXITED);
+    wait(pidfd, libc::WEXITED);
 }
 
-fn wait(pidfd: &OwnedFd, options: WaitIdOptions) -> Option<ExitStatus> {
+fn wait(pidfd: &OwnedFd, options: libc::c_int) -> Option<Reaped> {
     loop {
-        match rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), options) {
-            Ok(status) => return status.map(|status| ExitStatus::from_raw(raw(status))),
-            Err(rustix::io::Errno::INTR) => {}
+        // SAFETY: all zeros are a valid value of both records, in which the kernel writes; the descriptor is open. The system call
+        // itself, because waitid(3) leaves the second record out.
+        let (result, info, usage) = unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            let mut usage: libc::rusage = std::mem::zeroed();
+            let (kind, fd) = (libc::P_PIDFD, pidfd.as_raw_fd());
+            let result = libc::syscall(libc::SYS_waitid, kind, fd, &raw mut info, options, &raw mut usage);
+            (result, info, usage)
+        };
+        // SAFETY: the record is one of waitid(2)'s, or all zeros.
+        let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+        match result {
+            0 if pid == 0 => return None,
+            0 => {
+                let status = ExitStatus::from_raw(match info.si_code {
+                    libc::CLD_EXITED => (status & 0xff) << 8,
+                    libc::CLD_DUMPED => status | 0x80,
+                    _ => status,
+                });
+                return Some(Reaped { status, usage: Some(used(&usage)) });
+            }
+            _ if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
             // Somebody else's wait(-1), or SIGCHLD ignored: reaped, and not by us.
-            Err(_) => return Some(ExitStatus::from_raw(told_by_the_kernel(pidfd).unwrap_or(LOST))),
+            _ => {
+                let status = ExitStatus::from_raw(told_by_the_kernel(pidfd).unwrap_or(LOST));
+                return Some(Reaped { status, usage: None });
+            }
         }
     }
 }
 
-fn raw(status: WaitIdStatus) -> i32 {
-    match (status.exit_status(), status.terminating_signal()) {
-        (Some(code), _) => (code & 0xff) << 8,
-        (_, Some(signal)) => signal | if status.dumped() { 0x80 } else { 0 },
-        _ => LOST,
+fn used(usage: &libc::rusage) -> Usage {
+    let time = |time: libc::timeval| {
+        Duration::from_secs(time.tv_sec.max(0) as u64) + Duration::from_micros(time.tv_usec.max(0) as u64)
+    };
+    Usage {
+        cpu_time: time(usage.ru_utime) + time(usage.ru_stime),
+        // In KiB: getrusage(2).
+        peak_memory: (usage.ru_maxrss.max(0) as u64).saturating_mul(1024),
     }
 }
 
-/// How much processor time a child has used that has not been reaped, in all its threads.
-pub(crate) fn cpu_time(pid: u32) -> Option<Duration> {
-    // SAFETY: clock_getcpuclockid(3) and clock_gettime(2) write one record each, which is read only if they did.
-    unsafe {
-        let mut clock = 0;
-        let mut time: libc::timespec = std::mem::zeroed();
-        if libc::clock_getcpuclockid(pid as i32, &raw mut clock) != 0
-            || libc::clock_gettime(clock, &raw mut time) != 0
-        {
-            return None;
-        }
-        Some(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
-    }
+/// Whether a core was dumped.
+pub(crate) fn core_dumped(status: ExitStatus) -> bool {
+    status.core_dumped()
 }
 
 /// The signal that ended it.

@@ -27,6 +27,12 @@ pub(crate) const BUS: i32 = libc::SIGBUS;
 pub(crate) const XCPU: i32 = libc::SIGXCPU;
 pub(crate) const XFSZ: i32 = libc::SIGXFSZ;
 
+/// Whether a process that ends of this signal has brought it upon itself, as far as anybody can tell.
+pub(crate) fn is_own_doing(signal: i32) -> bool {
+    use libc::{SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGPIPE, SIGSEGV, SIGSYS, SIGTRAP, SIGXCPU, SIGXFSZ};
+    [SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGPIPE, SIGSEGV, SIGSYS, SIGTRAP, SIGXCPU, SIGXFSZ].contains(&signal)
+}
+
 /// The kernel's signal mask, with libc's own two signals in it, which sigprocmask(3) would leave out.
 #[derive(Clone, Copy)]
 pub(crate) struct Mask(u64);

@@ -116,8 +116,12 @@ pub(crate) fn directory(_: Option<&std::path::Path>) -> Result<OwnedFd> {
     none()
 }
 
-pub(crate) fn discard(_: impl AsFd) -> bool {
+pub(crate) fn drain(_: impl AsFd, _: impl FnMut(&[u8])) -> bool {
     false
+}
+
+pub(crate) fn peek(_: impl AsFd) -> Result<Vec<u8>> {
+    none()
 }
 
 pub(crate) fn set_nonblocking(_: impl AsFd) -> Result<()> {

@@ -41,6 +41,13 @@ pub(crate) mod environment {
 
     pub(crate) fn set(_: Vec<u8>) {}
 
+    #[derive(Default)]
+    pub(crate) struct Installed;
+
+    impl Installed {
+        pub(crate) fn replace(&mut self, _: Vec<u8>) {}
+    }
+
     pub(crate) fn block(_: &[(OsString, OsString)]) -> std::io::Result<Vec<u8>> {
         super::none()
     }
@@ -234,6 +241,10 @@ pub(crate) mod limit {
     pub(crate) fn be_nicer(_: i32) -> std::io::Result<()> {
         super::none()
     }
+
+    pub(crate) fn memory_kills() -> Option<u64> {
+        None
+    }
 }
 
 pub(crate) mod lifecycle {
@@ -299,15 +310,26 @@ pub(crate) mod pidfd {
         none()
     }
 
-    pub(crate) fn reap(_: &OwnedFd) -> Option<ExitStatus> {
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct Usage {
+        pub(crate) cpu_time: std::time::Duration,
+        pub(crate) peak_memory: u64,
+    }
+
+    pub(crate) struct Reaped {
+        pub(crate) status: ExitStatus,
+        pub(crate) usage: Option<Usage>,
+    }
+
+    pub(crate) fn reap(_: &OwnedFd) -> Option<Reaped> {
         None
+    }
+
+    pub(crate) fn core_dumped(_: ExitStatus) -> bool {
+        false
     }
 
     pub(crate) fn reap_blocking(_: &OwnedFd) {}
-
-    pub(crate) fn cpu_time(_: u32) -> Option<std::time::Duration> {
-        None
-    }
 
     pub(crate) fn signal(_: ExitStatus) -> Option<i32> {
         None
@@ -330,6 +352,11 @@ pub(crate) mod signals {
     pub(crate) const XCPU: i32 = 24;
     pub(crate) const XFSZ: i32 = 25;
     pub(crate) const GUARD: i32 = 61;
+
+    pub(crate) fn is_own_doing(_: i32) -> bool {
+        false
+    }
+
     #[cfg(feature = "testing")]
     pub(crate) const STOP_SIGNAL: i32 = 19;
 
@@ -418,5 +445,16 @@ pub(crate) mod spawn {
 
     pub(crate) fn spawn(_: Image<'_>) -> Result<(u32, OwnedFd), (&'static str, Error)> {
         super::none().map_err(|error| ("clone", error))
+    }
+}
+
+pub(crate) mod variables {
+    use std::ffi::OsString;
+    use std::sync::Arc;
+
+    pub(crate) type Variables = Arc<Vec<(OsString, OsString)>>;
+
+    pub(crate) fn own() -> Variables {
+        Arc::default()
     }
 }
