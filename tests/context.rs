@@ -8,9 +8,8 @@ extern crate late;
 mod harness;
 
 use std::collections::BTreeMap;
-use std::io::Read;
 
-use offspring::{Offspring, Stdio, Subprocess, spawn};
+use offspring::{Offspring, Subprocess, spawn};
 use serde::{Deserialize, Serialize};
 
 /// A look at its own process.
@@ -115,15 +114,6 @@ behaviour! {
         assert_eq!(view.status["Threads"], "1");
     }
 
-    fn a_write_to_a_closed_pipe_is_an_error_not_a_death() {
-        let unit = spawn((), |()| {
-            let (reader, mut writer) = std::io::pipe().unwrap();
-            drop(reader);
-            std::io::Write::write_all(&mut writer, b"x").unwrap_err().kind() == std::io::ErrorKind::BrokenPipe
-        });
-        assert!(unit.unwrap().wait().unwrap());
-    }
-
     fn constructors_that_stand_behind_ours_have_run_before_the_unit() {
         assert_eq!(late::built(), 2);
         let built = spawn((), |()| late::built()).unwrap().wait().unwrap();
@@ -151,29 +141,6 @@ behaviour! {
         assert_eq!((view.directory.as_str(), view.umask, view.name.as_str()), ("/tmp", 0o27, "worker"));
         let view = Offspring::builder(Look).env("B", "2").env_clear().env("A", "1").spawn().unwrap().wait().unwrap();
         assert_eq!(view.environment.into_iter().collect::<Vec<_>>(), [("A".to_owned(), "1".to_owned())]);
-    }
-
-    fn what_it_prints_is_out_when_its_result_is_home() {
-        #[derive(Serialize, Deserialize)]
-        struct Prints;
-        impl Subprocess for Prints {
-            type Output = ();
-            fn run(self) {
-                print!("no newline");
-                // SAFETY: a constant string.
-                unsafe { libc::printf(c" and C's".as_ptr()) };
-            }
-        }
-        let mut unit = Offspring::builder(Prints).stdout(Stdio::piped()).spawn().unwrap();
-        let mut text = String::new();
-        unit.take_stdout().unwrap().read_to_string(&mut text).unwrap();
-        unit.wait().unwrap();
-        assert_eq!(text, "no newline and C's");
-        let (mut reader, writer) = std::io::pipe().unwrap();
-        Offspring::builder(Prints).stdout(std::os::fd::OwnedFd::from(writer)).stdin(Stdio::null()).spawn().unwrap().wait().unwrap();
-        let mut text = String::new();
-        reader.read_to_string(&mut text).unwrap();
-        assert_eq!(text, "no newline and C's");
     }
 
     fn streams_that_are_closed_in_the_parent_are_null_in_the_child() {

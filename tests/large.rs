@@ -119,30 +119,6 @@ behaviour! {
         assert_eq!(unit.unwrap().wait().unwrap(), (1 << 20, ["0", "1", "2", "3"].map(str::to_owned).to_vec()));
     }
 
-    fn a_unit_without_descriptors_gives_its_large_result_all_the_same() {
-        let unit = spawn((), |()| {
-            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-            // SAFETY: a valid record.
-            assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) }, 0);
-            "x".repeat(3 << 20)
-        });
-        assert_eq!(unit.unwrap().wait().unwrap().len(), 3 << 20);
-    }
-
-    fn a_limit_of_the_size_of_files_is_none_of_results() {
-        let unit = spawn((), |()| {
-            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-            // SAFETY: a valid record.
-            assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const none) }, 0);
-            "x".repeat(3 << 20)
-        });
-        assert_eq!(unit.unwrap().wait().unwrap().len(), 3 << 20);
-        let limit = libc::rlimit { rlim_cur: 10_000, rlim_max: 10_000 };
-        // SAFETY: as above.
-        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) }, 0);
-        assert_eq!(spawn("x".repeat(3 << 20), |text: String| text.len()).unwrap().wait().unwrap(), 3 << 20);
-    }
-
     fn a_panic_with_a_long_message_goes_the_same_way() {
         let unit = Offspring::builder(Verbose).stderr(Stdio::null()).spawn();
         let error = unit.unwrap().wait().unwrap_err();
@@ -161,15 +137,6 @@ behaviour! {
 }
 
 behaviour! { through ["auto"];
-    fn a_parent_that_may_write_no_files_starts_units() {
-        let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        // SAFETY: a valid record.
-        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const none) }, 0);
-        for n in 0..3 {
-            assert_eq!(spawn(n, |n: u32| n + 1).unwrap().wait().unwrap(), n + 1);
-        }
-    }
-
     fn an_environment_too_large_for_execve_is_no_hindrance_to_the_very_first() {
         for _ in 0..2 {
             let unit = Offspring::builder(Reads).env("BIG", "x".repeat(200_000)).spawn();

@@ -180,23 +180,6 @@ behaviour! { through ["zygote"];
         unit.unwrap().wait().unwrap();
     }
 
-    fn what_a_constructor_left_to_be_printed_is_printed_once() {
-        if is_again() {
-            (0..10).for_each(|n| assert_eq!(double(n).unwrap(), 2 * n));
-            return;
-        }
-        let library = library("prints", r#"
-            #include <stdio.h>
-            __attribute__((constructor)) static void it(void) { printf("<from a constructor>"); }
-        "#);
-        let mut command = myself("what_a_constructor_left_to_be_printed_is_printed_once");
-        command.env("LD_PRELOAD", &library);
-        let text = good(command);
-        remove(&library);
-        // The program's own, and the zygote's.
-        assert_eq!(text.matches("<from a constructor>").count(), 2, "{text}");
-    }
-
     fn a_constructor_that_crashes_in_a_zygote_is_an_error_after_three() {
         if is_again() {
             let error = double(1).unwrap_err();

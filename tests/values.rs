@@ -104,17 +104,6 @@ behaviour! {
         echo(std::ffi::OsString::from("os"));
     }
 
-    fn large_values_both_ways_at_once() {
-        const SIZE: usize = 64 << 20;
-        let units: Vec<_> =
-            (0..4_u8).map(|n| Offspring::new(Sum(vec![n; SIZE])).unwrap()).collect();
-        for (n, unit) in (0..).zip(units) {
-            let back = unit.wait().unwrap();
-            assert!(back.len() == SIZE && back.iter().all(|byte| *byte == n));
-        }
-        echo("x".repeat(8 << 20));
-    }
-
     fn sizes_around_every_border() {
         for size in [0, 1, 65_519, 65_520, 65_535, 65_536, 65_537, 180_224, 262_144, 1 << 20] {
             let back = Offspring::new(Sum(vec![7; size])).unwrap().wait().unwrap();
