@@ -7,7 +7,7 @@ use std::time::Duration;
 use offspring::{Offspring, Stdio, Subprocess};
 use serde::{Deserialize, Serialize};
 
-use crate::harness::can;
+use crate::harness::{can, eventually, state};
 
 /// A unit whose death is not complete before it is let go: another process traces it, and holds it in its exit. The kernel
 /// takes that long where it waits for a disk.
@@ -64,7 +64,11 @@ impl Subprocess for Tracer {
             }
         }
         println!("held");
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        let mut byte = [0];
+        while std::io::stdin().read(&mut byte).unwrap() > 0 {
+            // SAFETY: as above. It ends, and we do not hear of it.
+            unsafe { libc::ptrace(libc::PTRACE_CONT, pid, 0, 0) };
+        }
     }
 }
 
@@ -95,6 +99,13 @@ impl Held {
 
     pub(crate) fn await_hold(&mut self) {
         assert_eq!(self.lines.next().unwrap().unwrap(), "held");
+    }
+
+    /// Lets it die, but not be reaped.
+    pub(crate) fn die(&mut self) {
+        self.release.write_all(b"d").unwrap();
+        let pid = self.unit.process().unwrap().id();
+        eventually("it does not die", || state(pid) == Some('Z'));
     }
 
     /// Lets its death be completed.

@@ -263,6 +263,27 @@ behaviour! {
         assert_eq!(unit.wait().unwrap_err().kind(), ErrorKind::Died);
     }
 
+    fn case_47_one_that_is_dead_and_cannot_be_reaped_yet_costs_nothing() {
+        let Some(mut held) = Held::new(GRACE) else { return };
+        let process = held.unit.process().unwrap().clone();
+        process.begin_shutdown();
+        held.await_hold();
+        held.die();
+        let reaper = reaper();
+        assert!(held.unit.wait_timeout(Duration::from_millis(20)).unwrap().is_none());
+        // A reaper that spins never sleeps, whatever else the machine does.
+        let asleep = (0..100).filter(|_| {
+            std::thread::sleep(Duration::from_millis(5));
+            state(reaper) == Some('S')
+        });
+        let asleep = asleep.count();
+        assert!(asleep >= 5, "{asleep} of 100");
+        assert_eq!(spawn(1, |n: u32| n).unwrap().wait().unwrap(), 1);
+        let unit = held.let_go();
+        eventually("it is not reaped", || !process.is_alive());
+        assert_eq!(unit.wait().unwrap_err().kind(), ErrorKind::Died);
+    }
+
     fn case_48_what_is_typed_at_a_terminal_is_for_units_and_not_for_their_maker() {
         spawn((), sit_at_a_terminal).unwrap().wait().unwrap();
     }
