@@ -5,9 +5,8 @@
 mod harness;
 
 use std::collections::BTreeMap;
-use std::io::Read;
 
-use offspring::{Offspring, Stdio, Subprocess, spawn};
+use offspring::{Offspring, Subprocess, spawn};
 use serde::{Deserialize, Serialize};
 
 /// A look at its own process.
@@ -65,14 +64,6 @@ behaviour! {
     }
 
 
-    fn a_write_to_a_closed_pipe_is_an_error_not_a_death() {
-        let unit = spawn((), |()| {
-            let (reader, mut writer) = std::io::pipe().unwrap();
-            drop(reader);
-            std::io::Write::write_all(&mut writer, b"x").unwrap_err().kind() == std::io::ErrorKind::BrokenPipe
-        });
-        assert!(unit.unwrap().wait().unwrap());
-    }
 
     fn random_seeds_are_its_own() {
         assert_ne!(look().random, look().random);
@@ -147,28 +138,6 @@ behaviour! {
         assert_eq!(view.environment.into_iter().collect::<Vec<_>>(), [("A".to_owned(), "1".to_owned())]);
     }
 
-    fn what_it_prints_is_out_when_its_result_is_home() {
-        #[derive(Serialize, Deserialize)]
-        struct Prints;
-        impl Subprocess for Prints {
-            type Output = ();
-            fn run(self) {
-                print!("no newline");
-                // SAFETY: a constant string.
-                unsafe { libc::printf(c" and C's".as_ptr()) };
-            }
-        }
-        let mut unit = Offspring::builder(Prints).stdout(Stdio::piped()).spawn().unwrap();
-        let mut text = String::new();
-        unit.take_stdout().unwrap().read_to_string(&mut text).unwrap();
-        unit.wait().unwrap();
-        assert_eq!(text, "no newline and C's");
-        let (mut reader, writer) = std::io::pipe().unwrap();
-        Offspring::builder(Prints).stdout(std::os::fd::OwnedFd::from(writer)).stdin(Stdio::null()).spawn().unwrap().wait().unwrap();
-        let mut text = String::new();
-        reader.read_to_string(&mut text).unwrap();
-        assert_eq!(text, "no newline and C's");
-    }
 
     fn threads_of_the_unit_work() {
         let unit = spawn((), |()| {

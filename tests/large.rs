@@ -6,7 +6,7 @@ mod harness;
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use offspring::{Error, ErrorKind, Offspring, Stdio, Subprocess, spawn};
+use offspring::{Error, ErrorKind, Offspring, Stdio, Subprocess};
 use serde::{Deserialize, Serialize};
 
 /// A value's header, and its length, on the line, as our children write them.
@@ -84,29 +84,6 @@ impl Subprocess for Liar {
 }
 
 behaviour! {
-    fn a_unit_without_descriptors_gives_its_large_result_all_the_same() {
-        let unit = spawn((), |()| {
-            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-            // SAFETY: a valid record.
-            assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) }, 0);
-            "x".repeat(3 << 20)
-        });
-        assert_eq!(unit.unwrap().wait().unwrap().len(), 3 << 20);
-    }
-
-    fn a_limit_of_the_size_of_files_is_none_of_results() {
-        let unit = spawn((), |()| {
-            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-            // SAFETY: a valid record.
-            assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const none) }, 0);
-            "x".repeat(3 << 20)
-        });
-        assert_eq!(unit.unwrap().wait().unwrap().len(), 3 << 20);
-        let limit = libc::rlimit { rlim_cur: 10_000, rlim_max: 10_000 };
-        // SAFETY: as above.
-        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) }, 0);
-        assert_eq!(spawn("x".repeat(3 << 20), |text: String| text.len()).unwrap().wait().unwrap(), 3 << 20);
-    }
 
     fn a_panic_with_a_long_message_goes_the_same_way() {
         let unit = Offspring::builder(Verbose).stderr(Stdio::null()).spawn();

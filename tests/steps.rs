@@ -20,18 +20,6 @@ impl Subprocess for Unit {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-struct Awaited;
-
-impl Subprocess for Awaited {
-    type Output = u32;
-    const WAIT_FOR_CHILD: bool = true;
-
-    fn run(self) -> u32 {
-        7
-    }
-}
-
 const BETWEEN: [&str; 3] = ["ready", "ran", "result"];
 const AFTER: [&str; 2] = ["sent", "end"];
 

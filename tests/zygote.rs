@@ -7,8 +7,8 @@ mod harness;
 use std::io::Read;
 use std::time::Duration;
 
-use harness::{eventually, is_alive, wish, zygote, zygotes};
-use offspring::{ErrorKind, Offspring, Stdio, Subprocess, spawn};
+use harness::{eventually, is_alive, zygote, zygotes};
+use offspring::{Offspring, Stdio, Subprocess};
 use serde::{Deserialize, Serialize};
 
 #[derive(Serialize, Deserialize)]
@@ -50,12 +50,8 @@ behaviour! { through ["zygote"];
         let pid = told_by(StoppingParent);
         eventually("the zygote outlives its parent", || !is_alive(pid));
     }
-
-
 }
 
-#[derive(Serialize, Deserialize)]
-struct Echo;
 /// The pid that such a parent tells before it dies.
 fn told_by(parent: impl Subprocess<Output = ()>) -> u32 {
     let mut parent = Offspring::builder(parent).stdout(Stdio::piped()).spawn().unwrap();

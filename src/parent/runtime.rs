@@ -258,7 +258,12 @@ impl Runtime {
         self.poller.remove(unit.pidfd());
         match unit.on_exit(buffer) {
             Gone::Alive => {
-                // Somebody traces it, and has it first.
+                if sysio::is_readable(unit.pidfd(), 0) {
+                    // Somebody traces it, and has it first. Its pidfd says that it has ended all the while: the reaper
+                    // would do nothing but hear that.
+                    unit.look_again();
+                    return false;
+                }
                 let _ = self.watch(unit, unit.pidfd());
                 if !unit.is_alive() {
                     // Another has reaped it since.

@@ -84,6 +84,8 @@ struct State {
     life: Life,
     /// When the reaper begins to listen to what it says.
     listen_at: Option<Instant>,
+    /// When the reaper looks whether it can be reaped by now. Apart from the other, which is over once it has been heard.
+    reap_at: Option<Instant>,
     birth: Option<Birth>,
     end: Option<End>,
     waker: Option<Waker>,
@@ -142,6 +144,7 @@ impl Unit {
             state: Mutex::new(State {
                 life: Life::new(launch.terms, launch.began),
                 listen_at: launch.began.checked_add(YOUNG),
+                reap_at: None,
                 birth: None,
                 end: None,
                 waker: None,
@@ -290,6 +293,12 @@ impl Unit {
         });
     }
 
+    /// It has ended and cannot be reaped yet, and nothing will tell when it can: the reaper is to look in a while.
+    pub(crate) fn look_again(self: &Arc<Self>) {
+        lock(&self.state).reap_at = Instant::now().checked_add(YOUNG);
+        self.change(|_, _| None);
+    }
+
     pub(crate) fn on_time(self: &Arc<Self>, buffer: &mut [u8]) {
         // What it has said by now was in time.
         self.on_line(buffer);
@@ -325,7 +334,8 @@ impl Unit {
         // Under the lock still: of two changes at once, the later one's deadline is to be noted last. (The order of the
         // locks is line, state, table; nobody asks for a unit's under the table's.)
         if let Some(runtime) = self.runtime.upgrade() {
-            runtime.schedule(self.id, state.life.deadline().into_iter().chain(state.listen_at).min());
+            let deadlines = [state.life.deadline(), state.listen_at, state.reap_at];
+            runtime.schedule(self.id, deadlines.into_iter().flatten().min());
         }
     }
 

@@ -4,6 +4,8 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod endings;
+mod held;
 mod interference;
 mod interference_context;
 mod interference_pids;
@@ -20,6 +22,8 @@ mod start_caller;
 mod start_risks;
 mod start_shortage;
 mod start_surroundings;
+mod stopping;
 mod told;
+mod transport;
 mod zygote;
 mod zygote_image;
