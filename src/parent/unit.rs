@@ -275,7 +275,10 @@ impl Unit {
     pub(crate) fn on_time(self: &Arc<Self>, buffer: &mut [u8]) {
         // What it has said by now was in time.
         self.on_line(buffer);
-        self.look_whether_begun();
+        // One that is waited for says so itself; until it has, its start is not through.
+        if !self.awaited {
+            self.look_whether_begun();
+        }
         let is_old = {
             let mut state = lock(&self.state);
             state.listen_at.take_if(|at| *at <= Instant::now()).is_some()
