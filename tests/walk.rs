@@ -1,12 +1,32 @@
-//! Every step of the protocol, every fault: a typed error within a bounded time, and the next start works.
+//! Every step of the protocol, every fault, in each of the processes, and each case in a process of its own: nobody hangs, there is
+//! an error of the right kind at once, or a right result where the library can go on, and the next start works.
+#![allow(unsafe_code)]
 
 #[path = "harness/mod.rs"]
 mod harness;
 
-use std::time::Duration;
+use std::fmt::Debug;
+use std::os::unix::process::ExitStatusExt;
+use std::time::{Duration, Instant};
 
-use offspring::{ErrorKind, Offspring, Stdio, Subprocess};
+use harness::{Case, eventually};
+use offspring::{Builder, Error, ErrorKind, Offspring, Stdio, Subprocess};
 use serde::{Deserialize, Serialize};
+
+const DEADLY: [&str; 3] = ["kill", "exit", "abort"];
+const FAULTS: [&str; 5] = ["kill", "exit", "abort", "stop", "garbage"];
+
+/// What a child that dies there is: one that never ran, one without a result, one whose result is home.
+const BEFORE: [&str; 4] = ["boot", "received", "setup", "decoded"];
+const BETWEEN: [&str; 4] = ["go", "ready", "ran", "result"];
+const AFTER: [&str; 2] = ["sent", "end"];
+
+/// A fault is known in less than a second; under load in less than this. Nothing else that could end a start or a unit is as short.
+const AT_ONCE: Duration = Duration::from_secs(10);
+/// What a start may take where it is not this that is to end it.
+const LONG: Duration = Duration::from_secs(60);
+/// And where it is.
+const SHORT: Duration = Duration::from_millis(200);
 
 #[derive(Serialize, Deserialize)]
 struct Unit;
@@ -26,59 +46,343 @@ struct Awaited;
 impl Subprocess for Awaited {
     type Output = u32;
     const WAIT_FOR_CHILD: bool = true;
+    const SHUTDOWN_TIMEOUT: Option<Duration> = Some(Duration::from_millis(50));
 
     fn run(self) -> u32 {
         7
     }
 }
 
-const BEFORE: [&str; 3] = ["boot", "received", "setup"];
-const BETWEEN: [&str; 3] = ["ready", "ran", "result"];
-const AFTER: [&str; 2] = ["sent", "end"];
+#[derive(Serialize, Deserialize)]
+struct Endless;
+
+impl Subprocess for Endless {
+    type Output = u32;
+    const SHUTDOWN_TIMEOUT: Option<Duration> = Some(Duration::from_millis(50));
+
+    fn run(self) -> u32 {
+        std::thread::sleep(Duration::from_secs(3600));
+        0
+    }
+}
+
+/// Declares a walk: its launchers, whose steps they are, and the body, which is told the step and the fault.
+macro_rules! walk {
+    ($($name:ident: $launchers:expr, $process:expr, $steps:expr => $body:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            let path = concat!(module_path!(), "::", stringify!($name));
+            let cases = cases(&$launchers, $process, $steps);
+            harness::run_cases(&cases, path, 3, Duration::from_secs(100), |wish| {
+                let mut parts = wish.split(':').skip(1);
+                $body(wish, parts.next().unwrap(), parts.next().unwrap());
+            });
+        }
+    )*};
+}
+
+fn cases(
+    launchers: &[&'static str],
+    process: &str,
+    steps: impl IntoIterator<Item = &'static str> + Clone,
+) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for launcher in launchers {
+        for step in steps.clone() {
+            cases.extend(
+                FAULTS
+                    .iter()
+                    .filter(|fault| is_possible(process, step, fault))
+                    .map(|fault| (*launcher, format!("{process}:{step}:{fault}"))),
+            );
+        }
+    }
+    cases
+}
+
+/// A parent can say rubbish only where it has a line to somebody.
+fn is_possible(process: &str, step: &str, fault: &str) -> bool {
+    process != "parent"
+        || fault != "garbage"
+        || ["made", "hello", "asked", "launched", "told"].contains(&step)
+}
+
+/// The wish of the whole process: also of the zygote and of the spares that are made from now on.
+fn wish(wish: &str) {
+    // SAFETY: the tests here have one thread that uses the environment.
+    unsafe { std::env::set_var("OFFSPRING_STEP", wish) };
+}
+
+/// What came of it, and that this took no long time.
+fn soon<R>(what: impl FnOnce() -> R) -> R {
+    let began = Instant::now();
+    let result = what();
+    assert!(began.elapsed() < AT_ONCE, "it took {:?}", began.elapsed());
+    result
+}
+
+/// A start without a wish of its own, and its result.
+fn works() {
+    assert_eq!(soon(|| builder(Unit).spawn().and_then(Offspring::wait)).unwrap(), 7);
+}
+
+fn builder<T: Subprocess<Output = u32>>(unit: T) -> Builder<u32> {
+    Offspring::builder(unit).stderr(Stdio::null()).start_timeout(LONG)
+}
+
+fn assert_kind<T: Debug>(result: Result<T, Error>, kind: ErrorKind, word: &str) {
+    let error = result.unwrap_err();
+    assert_eq!(error.kind(), kind, "{error}");
+    assert!(error.to_string().contains(word), "{error}");
+}
+
+/// Whether that is the end that the fault brings.
+fn is_end_by(fault: &str, status: std::process::ExitStatus) -> bool {
+    match fault {
+        "kill" => status.signal() == Some(libc::SIGKILL),
+        "abort" => status.signal() == Some(libc::SIGABRT),
+        "exit" => status.code() == Some(9),
+        // It was killed because of it, or was through already.
+        _ => status.success() || [Some(libc::SIGKILL), Some(libc::SIGTERM)].contains(&status.signal()),
+    }
+}
+
+/// Starts a child that has the wish, and looks whether what comes of it is right.
+fn child_with<T: Subprocess<Output = u32>>(unit: T, wish: Option<&str>, step: &str, fault: &str) {
+    let builder = wish.into_iter().fold(builder(unit), |builder, wish| builder.env("OFFSPRING_STEP", wish));
+    // What is waited for is the word that follows.
+    let is_before = BEFORE.contains(&step) || step == "go" && T::WAIT_FOR_CHILD;
+    let builder = match fault {
+        "stop" if is_before => builder.start_timeout(SHORT),
+        "stop" if BETWEEN.contains(&step) => builder.timeout(SHORT),
+        _ => builder,
+    };
+    let mut process = None;
+    let result = soon(|| {
+        builder.spawn().and_then(|unit| {
+            process = unit.process().cloned();
+            unit.wait()
+        })
+    });
+    match (fault, step) {
+        (_, step) if AFTER.contains(&step) => {
+            assert_eq!(result.unwrap(), 7);
+            assert!(is_end_by(fault, process.unwrap().exit_status().unwrap()));
+        }
+        ("garbage", _) => assert_kind(result, ErrorKind::Died, "something else than messages"),
+        ("stop", _) if is_before => assert_kind(result, ErrorKind::Start, "in time"),
+        ("stop", _) => assert_kind(result, ErrorKind::TimedOut, ""),
+        (_, step) => {
+            let death = result.as_ref().unwrap_err().death().unwrap().status();
+            assert!(is_end_by(fault, death), "{death}");
+            assert_kind(result, if BEFORE.contains(&step) { ErrorKind::Start } else { ErrorKind::Died }, "");
+        }
+    }
+}
+
+fn child(wish: &str, step: &str, fault: &str) {
+    child_with(Unit, Some(wish), step, fault);
+    works();
+    child_with(Awaited, Some(wish), step, fault);
+    works();
+    if fault == "stop" && BETWEEN.contains(&step) {
+        // It may be asked before it has stopped, and end at the step or before it; or go on after CONT.
+        let unit = builder(Unit).env("OFFSPRING_STEP", wish).spawn().unwrap();
+        assert!(matches!(soon(|| unit.shutdown()), Ok(None | Some(7))));
+    }
+}
+
+/// The units of spares that have the wish.
+fn spare(asked: &str, step: &str, fault: &str) {
+    wish(asked);
+    child_with(Unit, None, step, fault);
+    child_with(Awaited, None, step, fault);
+    after_spares();
+}
+
+/// Spares that come to harm before there is a unit for them.
+fn parked(asked: &str, _: &str, fault: &str) {
+    wish(asked);
+    // This one is executed.
+    works();
+    if fault == "stop" {
+        eventually("no spare stops", || {
+            harness::spares().iter().any(|pid| harness::state(*pid) == Some('T'))
+        });
+    }
+    let mut failed = 0;
+    for _ in 0..20 {
+        match soon(|| {
+            builder(Unit)
+                .start_timeout(if fault == "stop" { SHORT } else { LONG })
+                .spawn()
+                .and_then(Offspring::wait)
+        }) {
+            Ok(7) => {}
+            Err(error) => {
+                // It got the unit while it was on its way there.
+                let (kind, word) = match fault {
+                    "stop" => (ErrorKind::Start, "in time"),
+                    "garbage" => (ErrorKind::Died, "something else than messages"),
+                    _ => (ErrorKind::Start, "died"),
+                };
+                assert_kind(Err::<(), _>(error), kind, word);
+                failed += 1;
+            }
+            Ok(other) => panic!("{other}"),
+        }
+    }
+    assert!(failed > 0 || DEADLY.contains(&fault));
+    after_spares();
+}
+
+/// From now on there is no wish; but spares that are there may have one still.
+fn after_spares() {
+    wish("");
+    let mut right = 0;
+    for _ in 0..60 {
+        let result =
+            soon(|| builder(Unit).start_timeout(SHORT).timeout(SHORT).spawn().and_then(Offspring::wait));
+        right = if result.is_ok() { right + 1 } else { 0 };
+        if right == 5 {
+            return works();
+        }
+    }
+    panic!("starts go on to fail");
+}
+
+/// Every zygote has the wish.
+fn zygotes(asked: &str, step: &str, fault: &str) {
+    wish(asked);
+    let start = || {
+        // As long as one that is silent may take, and longer.
+        let time = if DEADLY.contains(&fault) { Duration::from_secs(1) } else { Duration::from_secs(3) };
+        let time = if ["boot", "welcomed"].contains(&step) && fault != "stop" { LONG } else { time };
+        soon(|| builder(Unit).start_timeout(time).spawn().and_then(Offspring::wait))
+    };
+    let result = start();
+    match (step, fault) {
+        ("boot" | "welcomed", "kill") => assert_kind(result, ErrorKind::Start, "signal: 9"),
+        ("boot" | "welcomed", "exit") => assert_kind(result, ErrorKind::Start, "exit status: 9"),
+        ("boot" | "welcomed", "abort") => assert_kind(result, ErrorKind::Start, "signal: 6"),
+        ("boot" | "welcomed", "garbage") => assert_kind(result, ErrorKind::Start, "zygote"),
+        // The child is made.
+        ("cloned" | "told", _) | (_, "garbage") => assert_eq!(result.unwrap(), 7),
+        _ => assert_kind(result, ErrorKind::Start, "in time"),
+    }
+    wish("");
+    if fault == "stop" {
+        offspring::shutdown();
+    }
+    works();
+    works();
+}
+
+/// The first zygote alone has the wish: nobody notices, or at the worst one start.
+fn one_zygote(asked: &str, step: &str, fault: &str) {
+    wish(asked);
+    // This one is executed, and the zygote made meanwhile.
+    works();
+    wish("");
+    if fault == "stop" && ["boot", "welcomed"].contains(&step) {
+        // It has five seconds for its constructors.
+        let result =
+            soon(|| builder(Unit).start_timeout(Duration::from_secs(6)).spawn().and_then(Offspring::wait));
+        assert_kind(result, ErrorKind::Start, "in time");
+    }
+    (0..5).for_each(|_| works());
+}
+
+/// A parent that takes the wish upon itself, for a start of its own. What it tells: two results.
+fn parent_with(asked: String) -> (Result<u32, String>, Result<u32, String>) {
+    let told = |result: Result<u32, Error>| result.map_err(|error| format!("{:?}", error.kind()));
+    let is_deadly = DEADLY.iter().any(|fault| asked.ends_with(fault));
+    let is_waited_for = asked.contains(":ended:") || asked.contains(":reaped:");
+    wish(&asked);
+    if is_deadly && !is_waited_for {
+        let _unit = builder(Endless).spawn();
+        if asked.contains(":parked:") {
+            std::thread::sleep(Duration::from_secs(3600));
+        }
+        offspring::shutdown();
+        // It is to be dead by now.
+        return (Ok(0), Ok(0));
+    }
+    let first = told(builder(Unit).spawn().and_then(Offspring::wait));
+    offspring::shutdown();
+    wish("");
+    (first, told(builder(Unit).spawn().and_then(Offspring::wait)))
+}
+
+fn parent(asked: &str, step: &str, fault: &str) {
+    let parent = offspring::spawn(asked.to_owned(), parent_with).unwrap();
+    let process = parent.process().unwrap().clone();
+    if fault == "stop" {
+        let mut stops = 0;
+        // There may be several spares.
+        eventually("it does not go on", || {
+            if harness::state(process.id()) == Some('T') {
+                process.send_signal(libc::SIGCONT).unwrap();
+                stops += 1;
+            }
+            !process.is_alive()
+        });
+        assert!(stops > 0);
+    }
+    let result = soon(|| parent.wait());
+    if DEADLY.contains(&fault) {
+        let death = result.unwrap_err().death().unwrap().status();
+        assert!(is_end_by(fault, death), "{death}");
+    } else {
+        let (first, second) = result.unwrap();
+        // Its child hears rubbish in the place of its unit.
+        let expected = if (step, fault) == ("launched", "garbage") { Err("Start".to_owned()) } else { Ok(7) };
+        assert_eq!((first, second), (expected, Ok(7)));
+    }
+    no_orphan();
+}
+
+fn no_orphan() {
+    eventually("an orphan is left", || harness::tagged(&harness::tag()).is_empty());
+}
+
+/// A zygote that comes to harm when it sees to its dead parent's children: those have their own guard.
+fn mourner(asked: &str, _: &str, fault: &str) {
+    let unit = offspring::spawn(asked.to_owned(), |asked: String| {
+        wish(&asked);
+        let units = [0, 1].map(|_| builder(Endless).spawn().unwrap());
+        harness::kill(std::process::id(), libc::SIGKILL);
+        drop(units);
+    });
+    assert!(soon(|| unit.unwrap().wait()).is_err());
+    if fault == "stop" {
+        // It alone may stay: what wakes it at the parent's death may have come before.
+        let left = || harness::tagged(&harness::tag());
+        let is_stopped = |pid: &u32| harness::state(*pid) == Some('T');
+        eventually("units are left", || left().len() <= 1 && left().iter().all(is_stopped));
+        left().into_iter().for_each(|pid| harness::kill(pid, libc::SIGKILL));
+    }
+    no_orphan();
+}
+
+const ALONE: [&str; 8] = ["launch", "entered", "launched", "told", "queued", "ended", "reaped", "closing"];
+
+walk! {
+    children: ["exec", "zygote"], "child", BEFORE.into_iter().chain(BETWEEN).chain(AFTER) => child;
+    units_of_spares: ["spare"], "spare", BEFORE.into_iter().skip(1).chain(BETWEEN).chain(AFTER) => spare;
+    spares_without_a_unit: ["auto"], "spare", ["boot", "parked"] => parked;
+    all_zygotes: ["zygote"], "zygote", ["boot", "welcomed", "ready", "asked", "begun", "cloned", "told"] => zygotes;
+    the_first_zygote: ["auto"], "zygote", ["boot", "welcomed", "ready", "asked", "begun", "cloned", "told"] => one_zygote;
+    mourning_zygotes: ["zygote", "spare"], "zygote", ["mourning"] => mourner;
+    parents: ["exec", "zygote", "spare"], "parent", ALONE => parent;
+    parents_that_wait_for_a_birth: ["exec", "zygote"], "parent", ["born"] => parent;
+    parents_with_a_zygote: ["zygote", "spare"], "parent", ["made", "hello"] => parent;
+    parents_that_ask: ["zygote"], "parent", ["asked"] => parent;
+    parents_with_a_spare: ["spare"], "parent", ["parked"] => parent;
+}
 
 behaviour! {
-    fn a_child_that_dies_at_any_step() {
-        let steps = BEFORE.iter().chain(&BETWEEN).chain(&AFTER);
-        for (step, fault) in steps.flat_map(|step| ["kill", "exit", "abort"].map(|fault| (*step, fault))) {
-            let wish = format!("child:{step}:{fault}");
-            let start = |wish: &str| Offspring::builder(Unit).env("OFFSPRING_STEP", wish).stderr(Stdio::null()).spawn();
-            let result = start(&wish).unwrap().wait();
-            if AFTER.contains(&step) {
-                assert_eq!(result.unwrap(), 7, "{wish}");
-            } else {
-                let kind = if BEFORE.contains(&step) { ErrorKind::Start } else { ErrorKind::Died };
-                let error = result.unwrap_err();
-                assert_eq!(error.kind(), kind, "{wish}: {error}");
-                assert!(error.death().is_some());
-            }
-            assert_eq!(start("").unwrap().wait().unwrap(), 7);
-        }
-    }
-
-    fn a_start_that_waits_hears_of_it_at_once() {
-        for step in BEFORE {
-            let builder = Offspring::builder(Awaited).env("OFFSPRING_STEP", format!("child:{step}:kill"));
-            assert_eq!(builder.spawn().unwrap_err().kind(), ErrorKind::Start, "{step}");
-        }
-        assert_eq!(Awaited.spawn().unwrap().wait().unwrap(), 7);
-    }
-
-    fn a_child_that_stops_before_its_unit_is_killed_when_its_start_takes_too_long() {
-        for step in BEFORE {
-            let builder = Offspring::builder(Awaited).env("OFFSPRING_STEP", format!("child:{step}:stop"));
-            let error = builder.start_timeout(Duration::from_millis(50)).spawn().unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Start, "{step}");
-            assert!(error.to_string().contains("in time"), "{error}");
-        }
-    }
-
-    fn so_is_one_that_nobody_waits_for_and_one_that_got_as_far_is_let_be() {
-        for step in BEFORE {
-            let builder = Offspring::builder(Unit).env("OFFSPRING_STEP", format!("child:{step}:stop"));
-            let error = builder.start_timeout(Duration::from_millis(50)).spawn().and_then(Offspring::wait).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Start, "{step}");
-            assert!(error.to_string().contains("in time"), "{error}");
-        }
+    fn a_child_that_got_as_far_as_its_unit_is_let_be_when_its_start_would_be_over() {
         #[derive(Serialize, Deserialize)]
         struct Asked;
         impl Subprocess for Asked {
@@ -95,20 +399,6 @@ behaviour! {
         assert_eq!(unit.wait().unwrap(), 0);
     }
 
-    fn a_child_that_stops_later_ends_by_timeout_shutdown_or_its_lingering() {
-        for step in BETWEEN {
-            let stopped = || Offspring::builder(Unit).env("OFFSPRING_STEP", format!("child:{step}:stop"));
-            let unit = stopped().timeout(Duration::from_millis(50)).spawn().unwrap();
-            assert_eq!(unit.wait().unwrap_err().kind(), ErrorKind::TimedOut, "{step}");
-            // It may be asked before it has stopped, and end at the step or before it; or go on after CONT.
-            assert!(matches!(stopped().spawn().unwrap().shutdown(), Ok(None | Some(7))), "{step}");
-        }
-        for step in AFTER {
-            let unit = Offspring::builder(Unit).env("OFFSPRING_STEP", format!("child:{step}:stop")).spawn().unwrap();
-            assert_eq!(unit.wait().unwrap(), 7, "{step}");
-        }
-    }
-
     fn a_start_survives_a_stop_of_parent_and_child_that_is_longer_than_its_timeout() {
         const START: Duration = Duration::from_secs(2);
         let mut parent = offspring::spawn((), |()| {
@@ -120,7 +410,7 @@ behaviour! {
         let stopped = |pid: &u32| harness::state(*pid) == Some('T');
         let children = || harness::tagged(&harness::tag()).into_iter().filter(|pid| *pid != process.id());
         let mut child = None;
-        harness::eventually("the child does not stop", || {
+        eventually("the child does not stop", || {
             child = children().find(stopped);
             child.is_some()
         });
@@ -130,42 +420,5 @@ behaviour! {
         process.send_signal(libc::SIGCONT).unwrap();
         harness::kill(child.unwrap(), libc::SIGCONT);
         assert_eq!(parent.wait().unwrap(), Ok(7));
-    }
-
-    fn a_child_that_says_what_is_no_message_is_killed() {
-        #[derive(Serialize, Deserialize)]
-        struct Rude(Vec<u8>);
-        impl Subprocess for Rude {
-            type Output = ();
-            #[allow(unsafe_code)]
-            fn run(self) {
-                // SAFETY: the line is at descriptor 3; the buffer is valid.
-                unsafe { libc::write(3, self.0.as_ptr().cast(), self.0.len()) };
-                std::thread::sleep(Duration::from_secs(3600));
-            }
-        }
-        let header = |kind: u32, length: u64| {
-            [&0x4f66_7331_u32.to_le_bytes()[..], &kind.to_le_bytes()[..], &length.to_le_bytes()[..]].concat()
-        };
-        let garbled = [header(19, 4), vec![0xc1; 4]].concat();
-        for words in [b"hello, this is no frame".to_vec(), header(18, 1 << 63), header(99, 0), header(1, 0), garbled] {
-            let error = Offspring::new(Rude(words)).unwrap().wait().unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Died, "{error}");
-            assert!(error.to_string().contains("message"), "{error}");
-        }
-    }
-
-    fn a_parent_that_dies_at_any_step_leaves_nobody() {
-        for (step, fault) in ["launch", "launched", "queued"].into_iter().flat_map(|s| ["kill", "exit", "abort"].map(|f| (s, f))) {
-            // A unit is the parent here, and takes the wish upon itself for its own start.
-            let unit = offspring::spawn(format!("parent:{step}:{fault}"), |wish: String| {
-                #[allow(unsafe_code)]
-                // SAFETY: the child process has one thread.
-                unsafe { std::env::set_var("OFFSPRING_STEP", wish) };
-                drop(offspring::spawn((), |()| std::thread::sleep(Duration::from_secs(3600))));
-            });
-            assert!(unit.unwrap().wait().is_err(), "{step} {fault}");
-            harness::eventually("an orphan is left", || harness::tagged(&harness::tag()).is_empty());
-        }
     }
 }

@@ -127,26 +127,6 @@ behaviour! { through ["zygote"];
         }
     }
 
-    fn one_that_dies_of_each_request_fails_the_start_in_time() {
-        wish("zygote:asked:kill");
-        let error = Offspring::builder(Double(1)).start_timeout(Duration::from_millis(300)).spawn().unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Start, "{error}");
-        wish("");
-        double(1);
-    }
-
-    fn one_that_never_gets_ready_is_an_error_that_says_how_it_ended() {
-        for (fault, how) in [("kill", "signal: 9"), ("exit", "exit status: 9"), ("abort", "signal: 6")] {
-            wish(&format!("zygote:boot:{fault}"));
-            let error = Double(1).spawn().unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Start);
-            assert!(error.to_string().contains("zygote") && error.to_string().contains(how), "{error}");
-            wish("");
-            double(1);
-            offspring::shutdown();
-        }
-    }
-
     fn one_that_stops_before_it_is_ready_fails_the_start_in_time() {
         wish("zygote:boot:stop");
         let error = Offspring::builder(Double(1)).start_timeout(Duration::from_millis(100)).spawn().unwrap_err();

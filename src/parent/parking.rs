@@ -13,6 +13,7 @@ use super::runtime::Runtime;
 use super::spares::{Supply, Wish};
 use super::unit::lock;
 use super::zygote::Zygote;
+use crate::hook;
 use crate::sys::io::{self as sysio, AsFd, OwnedFd, Place};
 use crate::sys::ledger::{Care, SLOTS};
 use crate::sys::{pidfd, signals};
@@ -196,7 +197,7 @@ impl Parking {
             slot: Some(slot.number),
             directory: directory.is_some(),
             entry: all.entry,
-            wish: None,
+            wish: hook::wish_of_spares(),
         };
         let with: Vec<_> = [theirs.as_fd()].into_iter().chain(directory.iter().map(AsFd::as_fd)).collect();
         zygote.try_request(&Request::Child(wanted), &with)?;
@@ -224,6 +225,7 @@ impl Parking {
         };
         all.spares.insert(id, parked);
         drop(all);
+        hook::step_alone("parked");
         self.changed.notify_all();
     }
 

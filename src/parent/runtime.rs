@@ -16,6 +16,7 @@ use super::reaper;
 use super::shutdown::Why;
 use super::unit::{Gone, Unit, YOUNG, lock};
 use super::zygote::{Zygote, Zygotes};
+use crate::hook;
 use crate::sys::io::{self as sysio, AsFd, OwnedFd, Poller};
 use crate::sys::{lifecycle, signals};
 
@@ -195,6 +196,7 @@ impl Runtime {
         for unit in units {
             unit.ask_to_end(why);
         }
+        hook::step_alone("closing");
         self.poller.ring();
     }
 

@@ -15,6 +15,7 @@ use super::parking::{Slot, Spare};
 use super::runtime::Runtime;
 use super::shutdown::{Act, Why};
 use super::table::{Life, Verdict};
+use crate::hook;
 use crate::sys::io::OwnedFd;
 use crate::sys::{pidfd, signals};
 use crate::wire::message::Guard;
@@ -184,6 +185,7 @@ impl Unit {
             ));
             return Err(error);
         }
+        hook::step_alone("born");
         // It may have been asked to end before there was anybody to be told.
         self.change(|life, _| life.on_birth());
         self.settle(Birth::Born);

@@ -12,6 +12,7 @@ use super::exec::{claim, marked};
 use super::parking::{Slot, Slots};
 use super::runtime::Runtime;
 use super::unit::{Unit, lock};
+use crate::hook;
 use crate::log;
 use crate::sys::io::{self as sysio, AsFd, BorrowedFd, OwnedFd};
 use crate::sys::ledger::{Care, Ledger};
@@ -193,6 +194,7 @@ impl Zygotes {
     /// For the reaper: it has said its first word.
     pub(super) fn on_hello(&self, zygote: &Zygote, hello: Hello) {
         let unfit = hello.unfit.clone();
+        hook::step_on(zygote.line.as_fd(), "hello");
         {
             let mut now = lock(&self.now);
             match hello.unfit {
@@ -248,6 +250,7 @@ impl Zygote {
             death_signal: Some(signals::CONT),
         })
         .map_err(|(step, error)| (step.to_owned(), error))?;
+        hook::step_on(line.as_fd(), "made");
         Ok(Self {
             line,
             pidfd,

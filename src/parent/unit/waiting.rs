@@ -6,6 +6,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::{Birth, End, Gone, State, Unit, YOUNG};
+use crate::hook;
 use crate::parent::reaper;
 use crate::parent::table::Verdict;
 use crate::parent::unit::lock;
@@ -169,11 +170,13 @@ impl Unit {
             if state.end.is_some() {
                 return Gone::Before;
             }
+            hook::step_alone("ended");
             let Some(status) = pidfd::reap(self.pidfd()) else { return Gone::Alive };
             let verdict = state.life.on_end(status);
             state.end = Some(End { status, verdict: Some(verdict) });
             state.waker.take()
         };
+        hook::step_alone("reaped");
         // Before anybody is told: a waker may leave the process, or shut all of it down, and neither is to wait for this one.
         drop(lock(&self.slot).take());
         self.close(&mut lock(&self.line));
