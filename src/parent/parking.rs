@@ -208,6 +208,10 @@ impl Parking {
     /// For the reaper: what came of one that was asked for; `child`: none if it could not be made.
     pub(super) fn on_reply(&self, runtime: &Runtime, id: u64, child: Option<(u32, OwnedFd)>) {
         let mut all = lock(&self.all);
+        // Else it has been said before.
+        if !matches!(all.spares.get(&id), Some(Parked::Asked { .. } | Parked::Unwanted)) {
+            return;
+        }
         let (Some(parked), Some((pid, pidfd))) = (all.spares.remove(&id), child) else { return };
         if runtime.poller.add(&pidfd, reaper::token(id, EXIT), false).is_err() {
             let _ = pidfd::send_signal(&pidfd, signals::KILL);
