@@ -5,6 +5,8 @@
 //! body starts inherits that variable, so that a process which outlived its parents is found by it.
 #![allow(dead_code, unsafe_code, unreachable_pub)]
 
+pub mod words;
+
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::process::{Command, Stdio};
