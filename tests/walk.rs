@@ -391,10 +391,10 @@ behaviour! {
                 std::io::Read::read_to_end(&mut std::io::stdin(), &mut Vec::new()).unwrap()
             }
         }
-        let builder = Offspring::builder(Asked).stdin(Stdio::piped()).start_timeout(Duration::from_millis(50));
+        let builder = Offspring::builder(Asked).stdin(Stdio::piped()).start_timeout(Duration::from_secs(1));
         let mut unit = builder.spawn().unwrap();
         // The time itself is what is tried: it is longer than a start may take.
-        assert!(unit.wait_timeout(Duration::from_millis(300)).unwrap().is_none());
+        assert!(unit.wait_timeout(Duration::from_millis(1500)).unwrap().is_none());
         drop(unit.take_stdin());
         assert_eq!(unit.wait().unwrap(), 0);
     }
