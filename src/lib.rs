@@ -21,6 +21,9 @@ mod child;
 mod sys;
 mod log;
 mod hook;
+#[cfg(any(test, feature = "testing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 
 pub use builder::{Builder, Stdio};
 pub use death::{Death, EndedBy};

@@ -43,6 +43,11 @@ behaviour! {
         assert!(text.len() == 16 << 20 && text.bytes().all(|byte| byte == b'x'));
     }
 
+    fn a_panic_with_a_long_message_comes_home_whole() {
+        let error = fail(spawn((), |()| -> () { panic!("{}", "x".repeat(300_000)) }));
+        assert_eq!(error.panic().unwrap().message().len(), 300_000);
+    }
+
     fn a_panic_with_a_very_long_message_is_cut() {
         let error = fail(spawn((), |()| -> () { panic!("{}", "x".repeat(20 << 20)) }));
         assert_eq!(error.kind(), ErrorKind::Panicked);

@@ -29,6 +29,7 @@ fn double(n: u64) {
 
 behaviour! { through ["zygote"];
 
+
     fn after_a_shutdown_there_is_none_and_the_next_start_makes_another() {
         double(1);
         let first = zygote().unwrap();

@@ -45,6 +45,9 @@ pub(crate) fn cloned(claim: Claim, parent: OwnedFd, spare: Option<Spare<'_>>) ->
         spare.set_up();
     }
     let ear = is_spare.then(Forgetting::new).flatten();
+    if is_spare {
+        step("child", "parked");
+    }
     main(claim, Some(Maker { parent, spare: is_spare, ear }))
 }
 

@@ -38,6 +38,7 @@ fn run<T: Subprocess>(bytes: &[u8], host: &mut dyn Host) {
         Ok(Err(error)) => return host.failed(Step::Decode, error.to_string()),
         Err(panic) => return host.panicked(panic),
     };
+    step("child", "decoded");
     host.ready();
     step("child", "ready");
     let output = match panic::caught(|| unit.run()) {
@@ -142,6 +143,7 @@ impl Host for Line {
                 _ => break,
             }
         }
+        step("child", "go");
         if self.awaited {
             self.send(Kind::Ready, &[]);
         }

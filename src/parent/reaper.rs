@@ -163,6 +163,10 @@ fn hear_zygote(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) -> Heard {
             runtime.parking.on_reply(runtime, id, child);
             return Heard::Something;
         };
+        // Said twice, or of nobody that was asked for.
+        if !unit.is_asked_for() {
+            return Heard::Something;
+        }
         match made {
             // If the descriptor was lost on the way here, there is a child all the same.
             Ok(pid) => adopt(&unit, pid, pidfd),

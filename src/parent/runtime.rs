@@ -18,6 +18,7 @@ use super::shutdown::Why;
 use super::unit::{Gone, Unit, YOUNG, lock};
 use super::zygote::{Zygote, Zygotes};
 use crate::death::{LAST_BYTES, last_lines};
+use crate::hook;
 use crate::sys::io::{self as sysio, AsFd, OwnedFd, Poller};
 use crate::sys::{lifecycle, limit, signals};
 
@@ -223,6 +224,7 @@ impl Runtime {
         for unit in units {
             unit.ask_to_end(why);
         }
+        hook::step_alone("closing");
         self.poller.ring();
     }
 

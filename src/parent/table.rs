@@ -112,9 +112,9 @@ impl Life {
         self.note = Some(panic);
     }
 
-    /// The first last word counts.
+    /// The first last word counts; none does after a breach, also if it was on its way already.
     pub(crate) fn on_outcome(&mut self, outcome: Outcome, now: Instant) {
-        if self.outcome.is_none() {
+        if self.outcome.is_none() && self.breach.is_none() {
             self.outcome = Some(outcome);
             self.start_by = None;
             self.end_by = None;
@@ -126,7 +126,7 @@ impl Life {
         if self.outcome.is_some() {
             return None;
         }
-        self.breach = Some(what);
+        self.breach.get_or_insert(what);
         self.begin(Why::Breach, now)
     }
 
@@ -373,6 +373,11 @@ mod tests {
         let now = Instant::now();
         let mut life = running(terms(), now);
         assert_eq!(life.on_breach("x".into(), now), Some(Act::Kill));
+        // What stands behind it does not count.
+        life.on_outcome(value(0), now);
+        life.on_breach("y".into(), now);
+        let Verdict::Died { breach, .. } = life.on_end(ExitStatus::from_raw(0)) else { panic!("a result") };
+        assert_eq!(breach.as_deref(), Some("x"));
         let mut life = running(terms(), now);
         life.on_outcome(value(0), now);
         assert_eq!(life.on_breach("x".into(), now), None);

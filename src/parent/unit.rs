@@ -16,6 +16,7 @@ use super::runtime::Runtime;
 use super::shutdown::{Act, Why};
 use super::table::{Life, Verdict};
 use crate::death::EndedBy;
+use crate::hook;
 use crate::log::{Log, News};
 use crate::sys::io::OwnedFd;
 use crate::sys::pidfd::Usage;
@@ -203,6 +204,7 @@ impl Unit {
             ));
             return Err(error);
         }
+        hook::step_alone("born");
         // It may have been asked to end before there was anybody to be told.
         self.change(|life, _| life.on_birth());
         self.settle(Birth::Born);
@@ -302,7 +304,10 @@ impl Unit {
     pub(crate) fn on_time(self: &Arc<Self>, buffer: &mut [u8]) {
         // What it has said by now was in time.
         self.on_line(buffer);
-        self.look_whether_begun();
+        // One that is waited for says so itself; until it has, its start is not through.
+        if !self.awaited {
+            self.look_whether_begun();
+        }
         let is_old = {
             let mut state = lock(&self.state);
             state.listen_at.take_if(|at| *at <= Instant::now()).is_some()

@@ -11,6 +11,7 @@ use super::exec::{claim, marked};
 use super::parking::{Slot, Slots};
 use super::runtime::Runtime;
 use super::unit::{Unit, lock};
+use crate::hook;
 use crate::log;
 use crate::sys::clone::identity;
 use crate::sys::io::{self as sysio, AsFd, BorrowedFd, OwnedFd};
@@ -214,6 +215,7 @@ impl Zygotes {
     pub(super) fn on_hello(&self, zygote: &Zygote, hello: Hello) {
         let unfit = hello.unfit.clone();
         let again;
+        hook::step_on(zygote.line.as_fd(), "hello");
         {
             let mut now = lock(&self.now);
             again = std::mem::replace(&mut now.had_one, true);
@@ -270,6 +272,7 @@ impl Zygote {
             death_signal: Some(signals::CONT),
         })
         .map_err(|(step, error)| (step.to_owned(), error))?;
+        hook::step_on(line.as_fd(), "made");
         Ok(Self {
             line,
             pidfd,

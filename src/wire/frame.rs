@@ -47,6 +47,11 @@ impl Kind {
         Self::Panicked,
         Self::Failed,
     ];
+
+    /// The one of that number.
+    pub(crate) fn of(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as u32 == number)
+    }
 }
 
 /// In a header's word of the kind: the body is elsewhere.
@@ -164,7 +169,7 @@ fn parse(header: &[u8]) -> Result<(Kind, usize, bool), Breach> {
         return Err(Breach::Magic(word(0)));
     }
     let (number, is_elsewhere) = (word(4) & !ELSEWHERE, word(4) & ELSEWHERE != 0);
-    let kind = Kind::ALL.into_iter().find(|kind| *kind as u32 == number).ok_or(Breach::Kind(word(4)))?;
+    let kind = Kind::of(number).ok_or(Breach::Kind(word(4)))?;
     let length = u64::from(word(8)) | u64::from(word(12)) << 32;
     let limit = if matches!(kind, Kind::Unit | Kind::Value) { isize::MAX as u64 } else { SMALL };
     match usize::try_from(length) {

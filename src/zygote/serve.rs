@@ -48,6 +48,7 @@ pub(crate) fn main(claim: Claim) -> ! {
     // 3. The line, and on it whose zygote we are.
     let line = sys::io::take_line();
     let Some((parent, ledger)) = welcomed(&line, &claim) else { sys::lifecycle::exit_now(0) };
+    step("zygote", "welcomed");
     // 4. Whether we can be one.
     let alone = Alone::prove();
     let hello = Hello { unfit: alone.as_ref().err().cloned(), rights: sys::rights::of_this_thread() };
@@ -128,6 +129,7 @@ impl Zygote {
                 continue;
             };
             self.ledger.begin(request.id);
+            step("zygote", "begun");
             match alone.clone(&self.ledger) {
                 Ok(None) => {
                     let Self { claim, line: own, parent, ledger, wards, .. } = self;
@@ -187,6 +189,7 @@ impl Zygote {
     /// The parent is gone. What it has entrusted to us with its last words may not have been heard yet: of its end we learn
     /// before, by its pidfd, or because it has not read all that we have said (ECONNRESET, given once).
     fn mourn(&mut self) -> ! {
+        step("zygote", "mourning");
         let mut buffer = [0; BUFFER];
         // Bounded, for a copy of the parent may send what it likes; more than this the line does not hold.
         for _ in 0..MOST_QUEUED {

@@ -9,9 +9,12 @@ pub mod marks;
 mod surroundings;
 pub mod told;
 
+pub mod words;
+
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 pub use surroundings::{
@@ -22,6 +25,7 @@ pub use surroundings::{
 /// As `OFFSPRING_LAUNCHER` forces them.
 pub const LAUNCHERS: &[&str] = &["exec", "zygote", "spare"];
 const TAG: &str = "OFFSPRING_TEST";
+const CASE: &str = "OFFSPRING_TEST_CASE";
 
 /// Declares tests that run through the harness: through every launcher, or, with `through [..];`, through those alone (`auto`
 /// leaves the choice to the library).
@@ -40,24 +44,59 @@ macro_rules! behaviour {
 }
 
 /// Runs `body` in a process of its own through each launcher; in that process, runs it.
-pub fn run(launchers: &[&str], path: &str, body: impl FnOnce()) {
+pub fn run(launchers: &[&'static str], path: &str, body: impl FnOnce()) {
+    let all: Vec<Case> = launchers.iter().map(|launcher| (*launcher, String::new())).collect();
+    run_cases(&all, path, 1, Duration::from_secs(120), |_| body());
+}
+
+/// A launcher, and what the test's body is told.
+pub type Case = (&'static str, String);
+
+/// Runs `body` for each case in a process of its own, so many `at_once`, each within `limit`; in such a process, runs it for
+/// that case.
+pub fn run_cases(cases: &[Case], path: &str, at_once: usize, limit: Duration, body: impl FnOnce(&str)) {
     if std::env::var_os(TAG).is_some() {
-        return checked(body);
+        let case = std::env::var(CASE).unwrap();
+        return checked(|| body(&case));
     }
     // The test binary's own name for the test is without the crate's.
     let name = path.split_once("::").map_or(path, |(_, name)| name);
-    for launcher in launchers {
-        let tag = format!("{name}-{launcher}-{}", std::process::id());
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args([name, "--exact", "--nocapture", "--test-threads=1"]);
-        command.env(TAG, &tag).env("OFFSPRING_LAUNCHER", launcher).stdin(Stdio::null());
-        let output = finish(command, Duration::from_secs(120));
-        let orphans = tagged(&tag);
-        orphans.iter().for_each(|pid| kill(*pid, libc::SIGKILL));
-        assert!(output.0, "{name} through {launcher}:\n{}", output.1);
-        assert!(output.1.contains("1 passed"), "{name} did not run:\n{}", output.1);
-        assert!(orphans.is_empty(), "{name} through {launcher} left processes: {orphans:?}\n{}", output.1);
-    }
+    let left = Mutex::new(cases.iter());
+    let failed = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(|| {
+                while let Some(case) = next(&left) {
+                    if let Err(how) = run_case(case, name, limit) {
+                        failed.lock().unwrap().push(how);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap();
+    assert!(failed.is_empty(), "{} of {}:\n{}", failed.len(), cases.len(), failed.join("\n"));
+}
+
+fn next<'a>(left: &Mutex<std::slice::Iter<'a, Case>>) -> Option<&'a Case> {
+    left.lock().unwrap().next()
+}
+
+fn run_case((launcher, case): &Case, name: &str, limit: Duration) -> Result<(), String> {
+    let tag = format!("{name}-{launcher}-{case}-{}", std::process::id());
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([name, "--exact", "--nocapture", "--test-threads=1"]);
+    command.env(TAG, &tag).env(CASE, case).env("OFFSPRING_LAUNCHER", launcher).stdin(Stdio::null());
+    let output = finish(command, limit);
+    let orphans = tagged(&tag);
+    orphans.iter().for_each(|pid| kill(*pid, libc::SIGKILL));
+    let what = match () {
+        () if !output.0 => "failed".to_owned(),
+        () if !output.1.contains("1 passed") => "did not run".to_owned(),
+        () if !orphans.is_empty() => format!("left processes: {orphans:?}"),
+        () => return Ok(()),
+    };
+    Err(format!("{name} {case} through {launcher} {what}:\n{}", output.1))
 }
 
 /// Runs a command to its end, or kills it when the time is over; whether it succeeded, and what it printed.

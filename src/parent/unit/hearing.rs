@@ -20,6 +20,7 @@ impl Unit {
     /// Sends what fits of what the child is to be told; what is left, the reaper will send.
     pub(crate) fn tell(&self, bodies: [&[u8]; 2], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut line = lock(&self.line);
+        line.hook("launched");
         let kinds = [Kind::Start, Kind::Unit];
         let mut send = |messages: [Parcel<'_>; 2]| {
             let [start, unit] = &messages;
@@ -37,6 +38,7 @@ impl Unit {
             }
             (sent, _) => sent?,
         };
+        line.hook("told");
         // Else it will be when it is born.
         match () {
             () if !self.is_born() => {}

@@ -6,6 +6,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::{Birth, End, Gone, State, Unit, YOUNG};
+use crate::hook;
 use crate::log::News;
 use crate::parent::reaper;
 use crate::parent::table::Verdict;
@@ -201,6 +202,7 @@ impl Unit {
                 return Gone::Before;
             }
             self.before_the_end(&state);
+            hook::step_alone("ended");
             let Some(Reaped { status, usage }) = pidfd::reap(self.pidfd()) else { return Gone::Alive };
             self.leave(&state);
             let runtime = self.runtime.upgrade();
@@ -218,6 +220,7 @@ impl Unit {
             state.end = Some(End { status, usage, ran, ended_by, stderr, verdict: Some(verdict) });
             state.waker.take()
         };
+        hook::step_alone("reaped");
         // Before anybody is told: a waker may leave the process, or shut all of it down, and neither is to wait for this one.
         drop(lock(&self.slot).take());
         self.close(&mut lock(&self.line));
