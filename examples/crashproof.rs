@@ -1,4 +1,4 @@
-//! Six units of work, five of which end badly. The parent reports each in a line, and goes on.
+//! Eight units of work, seven of which end badly. The parent reports each in a line, and goes on.
 //!
 //! Shows that whatever becomes of a child, its parent learns how it ended, and lives.
 //!
@@ -20,6 +20,8 @@ enum Stunt {
     Segfault,
     Overflow,
     Hang,
+    Spin,
+    Hoard,
     Panic,
     Exit,
     Succeed,
@@ -36,6 +38,10 @@ impl Subprocess for Stunt {
             Stunt::Hang => loop {
                 std::thread::park();
             },
+            Stunt::Spin => loop {
+                black_box(());
+            },
+            Stunt::Hoard => vec![1_u8; black_box(2 << 30)].len(),
             Stunt::Panic => panic!("what a pity"),
             Stunt::Exit => std::process::exit(3),
             Stunt::Succeed => 42,
@@ -57,11 +63,24 @@ fn depth(above: usize) -> usize {
 }
 
 fn main() {
-    let stunts = [Stunt::Segfault, Stunt::Overflow, Stunt::Hang, Stunt::Panic, Stunt::Exit, Stunt::Succeed];
-    // All at once. None may take longer than three seconds; what they say themselves is of no interest here.
+    let stunts = [
+        Stunt::Segfault,
+        Stunt::Overflow,
+        Stunt::Hang,
+        Stunt::Spin,
+        Stunt::Hoard,
+        Stunt::Panic,
+        Stunt::Exit,
+        Stunt::Succeed,
+    ];
+    // All at once, each with its limit. What they say themselves is of no interest here.
     let start = |stunt| {
-        let builder = Offspring::builder(stunt).name(format!("{stunt:?}"));
-        builder.timeout(Duration::from_secs(3)).stderr(Stdio::null()).spawn()
+        let builder = Offspring::builder(stunt).name(format!("{stunt:?}")).stderr(Stdio::null());
+        match stunt {
+            Stunt::Spin => builder.limit_cpu_time(Duration::from_secs(1)).spawn(),
+            Stunt::Hoard => builder.limit_memory(1 << 30).spawn(),
+            _ => builder.timeout(Duration::from_secs(3)).spawn(),
+        }
     };
     let units: Vec<_> = stunts.into_iter().map(start).collect();
     for (stunt, unit) in stunts.into_iter().zip(units) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::limits::{self, Limit, Limits};
 use crate::offspring::{Offspring, Plan};
 use crate::subprocess::Subprocess;
 use crate::sys::io::OwnedFd;
@@ -50,6 +51,8 @@ pub(crate) struct Settings {
     pub(crate) environment: Environment,
     pub(crate) current_dir: Option<PathBuf>,
     pub(crate) umask: Option<u32>,
+    pub(crate) process_group: bool,
+    pub(crate) limits: Limits,
     pub(crate) streams: [Stream; 3],
     pub(crate) timeout: Option<Duration>,
     pub(crate) shutdown_timeout: Option<Duration>,
@@ -181,6 +184,118 @@ impl<R> Builder<R> {
     /// The child's file mode creation mask. Default: the parent's at its first start.
     pub fn umask(self, mask: u32) -> Self {
         self.set(|settings| settings.umask = Some(mask))
+    }
+
+    /// Makes the child the leader of a process group of its own, which is ended with it. Default:
+    /// [`Subprocess::PROCESS_GROUP`].
+    ///
+    /// What the unit starts itself is in its group, unless it leaves it (setpgid(2), setsid(2)). Whenever this crate ends the unit
+    /// (a shutdown, a timeout, its parent's exit; one that does not end after its result), every signal goes to the whole group: TERM and CONT, and KILL after the shutdown
+    /// timeout. What outlives the unit itself has the rest of that time, and then KILL; [`Offspring::shutdown`],
+    /// [`shutdown`](crate::shutdown) and the parent's exit wait for that, `wait` does not. Without a shutdown timeout
+    /// it gets TERM alone. (Before Linux 6.9, what outlives the unit gets KILL at once.)
+    ///
+    /// When the parent dies without a word, the group gets TERM, and what is left after the shutdown timeout gets KILL, from the
+    /// zygote: not where there is none, where it is killed together with the parent, or before Linux 6.9. Under a unit that blocks all
+    /// signals or has executed another program, the others get KILL alone.
+    ///
+    /// A unit that ends by itself, with a result or without, leaves the others alone, and so does
+    /// [`Process::kill`](crate::Process::kill). On a terminal, Ctrl-C does not reach the group, and it may not read from it
+    /// (SIGTTIN).
+    ///
+    /// ```
+    /// use offspring::{Offspring, Subprocess};
+    /// use serde::{Deserialize, Serialize};
+    /// use std::process::Command;
+    ///
+    /// #[derive(Serialize, Deserialize)]
+    /// struct Convert(String);
+    ///
+    /// impl Subprocess for Convert {
+    ///     type Output = bool;
+    ///     fn run(self) -> bool {
+    ///         Command::new("sleep").arg(self.0).status().unwrap().success()
+    ///     }
+    /// }
+    ///
+    /// let unit = Offspring::builder(Convert("3600".into())).process_group().spawn()?;
+    /// assert_eq!(unit.shutdown()?, None); // `sleep` has ended as well
+    /// # Ok::<(), offspring::Error>(())
+    /// ```
+    pub fn process_group(self) -> Self {
+        self.set(|settings| settings.process_group = true)
+    }
+
+    /// At most so many bytes of address space (RLIMIT_AS). What is reserved counts, whether it is used or not: code, stacks,
+    /// a mapped file.
+    ///
+    /// More is refused: an allocation fails, which in Rust ends the process (SIGABRT), and the error says that it may have been
+    /// this ([`Error::limit`]). Less than the child takes before it begins is an error of its start.
+    ///
+    /// The limits of a unit, these and those below, hold for what it starts as well, each process for itself. They cannot be
+    /// raised above those of the zygote (as the parent had them at its first start) without privileges: then the start fails
+    /// ([`ErrorKind::Start`]). They are set before the unit is decoded.
+    ///
+    /// ```
+    /// use offspring::{Offspring, Subprocess};
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Serialize, Deserialize)]
+    /// # struct Small;
+    /// impl Subprocess for Small {
+    ///     type Output = bool;
+    ///     fn run(self) -> bool {
+    ///         Vec::<u8>::new().try_reserve(2 << 30).is_ok()
+    ///     }
+    /// }
+    /// assert!(!Offspring::builder(Small).limit_memory(1 << 30).spawn()?.wait()?);
+    /// # Ok::<(), offspring::Error>(())
+    /// ```
+    ///
+    /// [`ErrorKind::Start`]: crate::ErrorKind::Start
+    pub fn limit_memory(self, bytes: u64) -> Self {
+        self.limit(Limit::Memory(bytes))
+    }
+
+    /// At most so much processor time (RLIMIT_CPU), of all threads together, in whole seconds, rounded up. Then comes SIGXCPU,
+    /// which ends the process; one that catches it has a second more. The error names the limit ([`Error::limit`]).
+    ///
+    /// Unlike a [`timeout`](Self::timeout) it does not count the time in which the unit waits.
+    pub fn limit_cpu_time(self, time: Duration) -> Self {
+        self.limit(Limit::CpuTime(limits::in_seconds(time)))
+    }
+
+    /// At most so many descriptors at the same time (RLIMIT_NOFILE): more are refused (EMFILE). A unit begins with four.
+    pub fn limit_open_files(self, count: u64) -> Self {
+        self.limit(Limit::OpenFiles(count))
+    }
+
+    /// At most so many processes and threads of this user in all (RLIMIT_NPROC), as seen by the unit: if there are as many, it can
+    /// start no other (EAGAIN). Does not bind the superuser.
+    pub fn limit_processes(self, count: u64) -> Self {
+        self.limit(Limit::Processes(count))
+    }
+
+    /// A core dump of so many bytes at most (RLIMIT_CORE); 0 for none.
+    pub fn limit_core_size(self, bytes: u64) -> Self {
+        self.limit(Limit::CoreSize(bytes))
+    }
+
+    /// No file is written beyond so many bytes (RLIMIT_FSIZE). Then comes SIGXFSZ, which ends the process, and the error names
+    /// the limit ([`Error::limit`]); one that ignores it gets EFBIG.
+    pub fn limit_file_size(self, bytes: u64) -> Self {
+        self.limit(Limit::FileSize(bytes))
+    }
+
+    /// Adds to the child's niceness, as nice(2) and nice(1) do: 19 in all is the least urgent. Less than 0 needs privileges; without
+    /// them the start fails ([`ErrorKind::Start`]).
+    ///
+    /// [`ErrorKind::Start`]: crate::ErrorKind::Start
+    pub fn nice(self, increment: i32) -> Self {
+        self.set(|settings| settings.limits.nice = Some(increment))
+    }
+
+    fn limit(self, limit: Limit) -> Self {
+        self.set(|settings| settings.limits.set(limit))
     }
 
     /// The child's standard input.

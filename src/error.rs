@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::death::Death;
+use crate::limits::Limit;
 use crate::sys::limit;
 use crate::wire::message::Panicked;
 
@@ -30,6 +31,7 @@ struct Inner {
     what: String,
     panic: Option<Panic>,
     death: Option<Death>,
+    limit: Option<Limit>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -87,7 +89,7 @@ impl fmt::Display for Subject {
 impl Error {
     pub(crate) fn new(kind: ErrorKind, subject: &Subject, what: &str) -> Self {
         let (subject, what) = (subject.clone(), what.to_owned());
-        Self(Arc::new(Inner { kind, subject, what, panic: None, death: None, source: None }))
+        Self(Arc::new(Inner { kind, subject, what, panic: None, death: None, limit: None, source: None }))
     }
 
     pub(crate) fn start(subject: &Subject, step: &str, source: io::Error) -> Self {
@@ -118,6 +120,10 @@ impl Error {
 
     pub(crate) fn with_death(self, death: Death) -> Self {
         self.change(|inner| inner.death = Some(death))
+    }
+
+    pub(crate) fn with_limit(self, limit: Option<Limit>) -> Self {
+        self.change(|inner| inner.limit = limit)
     }
 
     /// What kind of failure this is.
@@ -154,6 +160,31 @@ impl Error {
     }
 }
 
+impl Error {
+    /// The limit that has ended the unit. Of [`Limit::Memory`] this is a guess (a program that gets no memory aborts or crashes, as
+    /// it does for other reasons), and the error's text says "may have".
+    ///
+    /// ```
+    /// use offspring::{Limit, Offspring, Subprocess};
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Serialize, Deserialize)]
+    /// # struct Hungry;
+    /// impl Subprocess for Hungry {
+    ///     type Output = usize;
+    ///     fn run(self) -> usize {
+    ///         std::hint::black_box(vec![1_u8; 4 << 30]).len()
+    ///     }
+    /// }
+    /// let unit = Offspring::builder(Hungry).limit_memory(1 << 30).limit_core_size(0).spawn()?;
+    /// let error = unit.wait().unwrap_err();
+    /// assert_eq!(error.limit(), Some(Limit::Memory(1 << 30)));
+    /// # Ok::<(), offspring::Error>(())
+    /// ```
+    pub fn limit(&self) -> Option<Limit> {
+        self.0.limit
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.0.subject, self.0.what)
@@ -167,6 +198,7 @@ impl fmt::Debug for Error {
             .field("text", &self.to_string())
             .field("panic", &self.0.panic)
             .field("death", &self.0.death)
+            .field("limit", &self.0.limit)
             .field("source", &self.0.source)
             .finish()
     }

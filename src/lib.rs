@@ -8,9 +8,12 @@ mod builder;
 pub mod fd;
 mod shared;
 mod channel;
+mod current;
+mod progress;
 mod process;
 mod error;
 mod death;
+mod limits;
 // The user's process
 mod parent;
 // What the processes say to each other
@@ -23,16 +26,22 @@ mod child;
 mod sys;
 mod log;
 mod hook;
+#[cfg(any(test, feature = "testing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 
 pub use builder::{Builder, Stdio};
 pub use channel::{
     IntoIter, Iter, Receiver, RecvError, RecvTimeoutError, SendError, SendTimeoutError, Sender, TryIter,
     TryRecvError, TrySendError, channel,
 };
+pub use current::{Current, StopSignal, current};
 pub use death::{Death, EndedBy};
 pub use error::{Error, ErrorKind, Panic};
+pub use limits::Limit;
 pub use offspring::Offspring;
 pub use process::Process;
+pub use progress::Progress;
 pub use shared::{SharedBytes, SharedMemory, SharedWriter};
 pub use subprocess::{PAUSE, Subprocess, SubprocessLoop, spawn};
 

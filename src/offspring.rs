@@ -10,14 +10,17 @@ use crate::builder::{Builder, Environment, Settings, Stream};
 use crate::child;
 use crate::death::{Death, is_as_asked, last_lines};
 use crate::error::{Error, ErrorKind, Panic, Subject};
+use crate::limits::{Hit, Limits};
 use crate::parent::launcher::{self, Order, Started};
 use crate::parent::reaper;
 use crate::parent::shutdown::Why;
 use crate::parent::table::Verdict;
 use crate::parent::unit::End;
 use crate::process::Process;
+use crate::progress::Progress;
 use crate::subprocess::Subprocess;
 use crate::sys::io::{self as sysio, OwnedFd};
+use crate::sys::pidfd;
 use crate::wire::codec::CodecError;
 use crate::wire::crossing;
 use crate::wire::message::Step;
@@ -58,6 +61,7 @@ pub struct Offspring<R> {
     order: Option<Order>,
     process: Option<Process>,
     pipes: [Option<OwnedFd>; 3],
+    limits: Limits,
     ended: Ended,
 }
 
@@ -105,6 +109,8 @@ impl<R> Plan<R> {
             environment: Environment::default(),
             current_dir: None,
             umask: None,
+            process_group: T::PROCESS_GROUP,
+            limits: Limits::default(),
             streams: [Stream::Inherit, Stream::Inherit, Stream::Inherit],
             timeout: None,
             shutdown_timeout: T::SHUTDOWN_TIMEOUT,
@@ -153,6 +159,7 @@ impl<R> Offspring<R> {
         Self {
             subject,
             decode,
+            limits: order.settings.limits.clone(),
             order: Some(order),
             process: None,
             pipes: [None, None, None],
@@ -240,7 +247,8 @@ impl<R> Offspring<R> {
         if process.0.wait_until(deadline.flatten()) { self.look(None).unwrap_or(Ok(None)) } else { Ok(None) }
     }
 
-    /// Ends the unit, and waits for its end: TERM (and CONT, for a stopped one), KILL after the shutdown timeout.
+    /// Ends the unit, and waits for its end: TERM (and CONT, for a stopped one), KILL after the shutdown timeout. One that leads
+    /// a process group ([`Subprocess::PROCESS_GROUP`]) is ended, and waited for, with all of it.
     ///
     /// `Some` if its result came, `None` if it was ended first or never started. A unit that is not to be terminated
     /// ([`Subprocess::TERMINATE_ON_SHUTDOWN`]) is waited for.
@@ -256,6 +264,7 @@ impl<R> Offspring<R> {
         process.0.ask_to_end(Why::Shutdown);
         self.may_block(&process)?;
         process.0.wait_until(None);
+        process.0.wait_for_group();
         let was_ended = process.0.poll(None, was_ended).unwrap_or(false);
         if was_ended { Ok(None) } else { self.look(None).unwrap_or(Ok(None)) }
     }
@@ -263,6 +272,19 @@ impl<R> Offspring<R> {
     /// The child process; `None` before the start, and after one that failed.
     pub fn process(&self) -> Option<&Process> {
         self.process.as_ref()
+    }
+
+    /// How far the unit has got, as it has reported last ([`Current::progress`](crate::Current::progress)); also after its end. `None`
+    /// before the first report, and before the start.
+    ///
+    /// ```
+    /// let unit = offspring::spawn((), |()| ())?;
+    /// assert_eq!(unit.progress(), None);
+    /// unit.wait()?;
+    /// # Ok::<(), offspring::Error>(())
+    /// ```
+    pub fn progress(&self) -> Option<Progress> {
+        self.process.as_ref().filter(|process| process.0.is_ours())?.0.progress()
     }
 
     /// The writing end of the child's standard input, if it was asked for as a pipe. Once.
@@ -318,11 +340,13 @@ impl<R> Offspring<R> {
         };
         let waker = context.map(|context| context.waker());
         let (verdict, mut death) = process.0.poll(waker, |end| (end.verdict.take(), self.certify(end)))?;
+        let cpu_time = death.usage.map(|usage| usage.cpu_time);
+        let hit = pidfd::signal(death.status).and_then(|signal| self.limits.hit(signal, cpu_time));
         if let (None, Some(pipe)) = (&death.stderr, &self.pipes[2]) {
             death.stderr = sysio::peek(pipe).ok().map(|bytes| last_lines(&bytes));
         }
         // Decoded here, in the thread that asks.
-        let result = verdict.ok_or_else(|| self.taken()).and_then(|verdict| self.judge(verdict, death));
+        let result = verdict.ok_or_else(|| self.taken()).and_then(|verdict| self.judge(verdict, death, hit));
         self.ended = match &result {
             Ok(_) => Ended::Taken,
             Err(error) => Ended::Error(error.clone()),
@@ -358,7 +382,7 @@ impl<R> Offspring<R> {
         }
     }
 
-    fn judge(&self, verdict: Verdict, mut death: Death) -> Result<R, Error> {
+    fn judge(&self, verdict: Verdict, mut death: Death, hit: Option<Hit>) -> Result<R, Error> {
         let how = death.how();
         let error = match verdict {
             Verdict::Value(bytes) => return self.decoded(bytes),
@@ -401,11 +425,13 @@ impl<R> Offspring<R> {
                     }
                 }
             }
-            Verdict::Died { ended: None, ready: false, .. } => {
-                self.error(ErrorKind::Start, &format!("died before it could run: {how}"))
-            }
-            Verdict::Died { ended: None, .. } => {
-                self.error(ErrorKind::Died, &format!("died while it ran, without a result: {how}"))
+            Verdict::Died { ended: None, ready, .. } => {
+                let (kind, what) = match ready {
+                    false => (ErrorKind::Start, "died before it could run"),
+                    true => (ErrorKind::Died, "died while it ran, without a result"),
+                };
+                let why = hit.map_or_else(String::new, |hit| format!("; {hit}"));
+                self.error(kind, &format!("{what}: {how}{why}")).with_limit(hit.map(|hit| hit.limit))
             }
         };
         Err(error.with_death(death))

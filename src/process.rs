@@ -46,7 +46,7 @@ impl Process {
         self.0.exit_status()
     }
 
-    /// Sends it a signal. `Ok` also after its end.
+    /// Sends it a signal: the process alone, also if it leads a process group. `Ok` also after its end.
     ///
     /// # Errors
     /// `EINVAL` for a number that is no signal, `EPERM` if it has taken another user's rights, and
@@ -61,7 +61,7 @@ impl Process {
         pidfd::send_signal(self.0.pidfd(), signal)
     }
 
-    /// Sends TERM. `Ok` also after its end.
+    /// Sends TERM, to the process alone. `Ok` also after its end.
     ///
     /// # Errors
     /// As [`Process::send_signal`].
@@ -69,7 +69,7 @@ impl Process {
         self.send_signal(signals::TERM)
     }
 
-    /// Sends KILL. `Ok` also after its end.
+    /// Sends KILL, to the process alone. `Ok` also after its end.
     ///
     /// # Errors
     /// As [`Process::send_signal`].
@@ -78,8 +78,10 @@ impl Process {
     }
 
     /// Begins to shut it down, and returns at once: TERM (and CONT), and KILL after the shutdown timeout. A unit that
-    /// is not to be terminated ([`Subprocess::TERMINATE_ON_SHUTDOWN`]) is let be.
+    /// is not to be terminated ([`Subprocess::TERMINATE_ON_SHUTDOWN`]) is let be. One that leads a process group
+    /// ([`Subprocess::PROCESS_GROUP`]) is ended with all of it.
     ///
+    /// [`Subprocess::PROCESS_GROUP`]: crate::Subprocess::PROCESS_GROUP
     /// [`Subprocess::TERMINATE_ON_SHUTDOWN`]: crate::Subprocess::TERMINATE_ON_SHUTDOWN
     pub fn begin_shutdown(&self) {
         if self.0.is_ours() {

@@ -57,6 +57,12 @@ pub trait Subprocess: Serialize + DeserializeOwned + 'static {
     /// How long after TERM comes KILL; `None`: never. Default: 10 s.
     const SHUTDOWN_TIMEOUT: Option<Duration> = Some(Duration::from_secs(10));
 
+    /// Whether the unit leads a process group of its own, which is ended with it: see [`Builder::process_group`]. Default: no,
+    /// it is in its parent's.
+    ///
+    /// [`Builder::process_group`]: crate::Builder::process_group
+    const PROCESS_GROUP: bool = false;
+
     #[doc(hidden)]
     const LOOPS: bool = false;
 
@@ -152,6 +158,9 @@ pub trait SubprocessLoop: Serialize + DeserializeOwned + 'static {
     /// As [`Subprocess::SHUTDOWN_TIMEOUT`].
     const SHUTDOWN_TIMEOUT: Option<Duration> = Some(Duration::from_secs(10));
 
+    /// As [`Subprocess::PROCESS_GROUP`].
+    const PROCESS_GROUP: bool = false;
+
     /// Called once, before the first tick.
     fn begin(&mut self) {}
 
@@ -171,6 +180,7 @@ impl<T: SubprocessLoop> Subprocess for T {
     const TERMINATE_ON_SHUTDOWN: bool = T::TERMINATE_ON_SHUTDOWN;
     const EXPLICIT_START: bool = T::EXPLICIT_START;
     const SHUTDOWN_TIMEOUT: Option<Duration> = T::SHUTDOWN_TIMEOUT;
+    const PROCESS_GROUP: bool = T::PROCESS_GROUP;
     const LOOPS: bool = true;
 
     fn run(self) -> T::Output {

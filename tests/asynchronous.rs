@@ -62,20 +62,6 @@ behaviour! {
         drop(runtime);
     }
 
-    fn a_waker_that_panics_harms_nobody() {
-        struct Bad;
-        impl Wake for Bad {
-            fn wake(self: Arc<Self>) {
-                panic!("a bad waker");
-            }
-        }
-        let mut unit = spawn((), sleep).unwrap();
-        let waker = Waker::from(Arc::new(Bad));
-        assert!(pin!(&mut unit).poll(&mut Context::from_waker(&waker)).is_pending());
-        assert_eq!(unit.shutdown().unwrap(), None);
-        assert_eq!(spawn(1, |n: u32| n).unwrap().wait().unwrap(), 1);
-    }
-
     fn what_would_block_in_a_waker_is_an_error() {
         struct Blocks(std::sync::mpsc::SyncSender<ErrorKind>);
         impl Wake for Blocks {

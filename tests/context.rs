@@ -1,16 +1,12 @@
 //! What a unit sees of the process around it, and what it does not.
 #![allow(unsafe_code)]
 
-// Named first, so that it is linked behind the library.
-extern crate late;
-
 #[path = "harness/mod.rs"]
 mod harness;
 
 use std::collections::BTreeMap;
-use std::io::Read;
 
-use offspring::{Offspring, Stdio, Subprocess, spawn};
+use offspring::{Offspring, Subprocess, spawn};
 use serde::{Deserialize, Serialize};
 
 /// A look at its own process.
@@ -62,74 +58,12 @@ fn look() -> View {
 }
 
 behaviour! {
-    fn what_is_the_callers_at_each_start() {
-        std::env::set_current_dir("/").unwrap();
-        // SAFETY: no other thread reads the environment here.
-        unsafe { std::env::set_var("SET_LATE", "yes") };
-        let view = look();
-        assert_eq!(view.directory, "/");
-        assert_eq!(view.arguments, std::env::args().collect::<Vec<_>>());
-        assert_eq!(view.environment, std::env::vars().collect());
-        assert_eq!(view.parent, std::process::id());
-        std::env::set_current_dir("/proc").unwrap();
-        // SAFETY: as above.
-        unsafe { std::env::remove_var("SET_LATE") };
-        let view = look();
-        assert_eq!(view.directory, "/proc");
-        assert!(!view.environment.contains_key("SET_LATE"));
-    }
-
     fn no_marker_is_left() {
         let view = look();
         assert!(!view.environment.keys().any(|name| name.starts_with("OFFSPRING_CHILD")), "{view:?}");
     }
 
-    fn its_descriptors_are_the_streams_and_the_line() {
-        use std::os::fd::AsRawFd;
-        let file = std::fs::File::open("/dev/null").unwrap();
-        // SAFETY: takes close-on-exec off a descriptor of ours.
-        unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) };
-        assert_eq!(look().descriptors, ["0", "1", "2", "3"]);
-    }
 
-    fn signals_are_as_main_would_find_them() {
-        // SAFETY: dispositions and the mask of this thread.
-        let mask = unsafe {
-            libc::signal(libc::SIGUSR1, libc::SIG_IGN);
-            libc::signal(libc::SIGTERM, libc::SIG_IGN);
-            let mut all: libc::sigset_t = std::mem::zeroed();
-            let mut old: libc::sigset_t = std::mem::zeroed();
-            libc::sigfillset(&raw mut all);
-            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, &raw mut old);
-            old
-        };
-        let view = look();
-        // SAFETY: puts the mask back.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask, std::ptr::null_mut()) };
-        assert_eq!(view.status["SigBlk"], "0000000000000000");
-        assert_eq!(view.status["SigPnd"], "0000000000000000");
-        let ignored = 1_u64 << (libc::SIGPIPE - 1);
-        assert_eq!(view.status["SigIgn"], format!("{ignored:016x}"));
-        let caught = [libc::SIGSEGV, libc::SIGBUS, 61].iter().fold(0_u64, |mask, signal| mask | 1 << (signal - 1));
-        assert_eq!(view.status["SigCgt"], format!("{caught:016x}"));
-        assert_eq!(view.status["Threads"], "1");
-    }
-
-    fn a_write_to_a_closed_pipe_is_an_error_not_a_death() {
-        let unit = spawn((), |()| {
-            let (reader, mut writer) = std::io::pipe().unwrap();
-            drop(reader);
-            std::io::Write::write_all(&mut writer, b"x").unwrap_err().kind() == std::io::ErrorKind::BrokenPipe
-        });
-        assert!(unit.unwrap().wait().unwrap());
-    }
-
-    fn constructors_that_stand_behind_ours_have_run_before_the_unit() {
-        assert_eq!(late::built(), 2);
-        let built = spawn((), |()| late::built()).unwrap().wait().unwrap();
-        // 2 as it is linked here; another linker may put it before ours, and then it has run anyway.
-        assert_ne!(built, 0);
-    }
 
     fn random_seeds_are_its_own() {
         assert_ne!(look().random, look().random);
@@ -204,49 +138,6 @@ behaviour! {
         assert_eq!(view.environment.into_iter().collect::<Vec<_>>(), [("A".to_owned(), "1".to_owned())]);
     }
 
-    fn what_it_prints_is_out_when_its_result_is_home() {
-        #[derive(Serialize, Deserialize)]
-        struct Prints;
-        impl Subprocess for Prints {
-            type Output = ();
-            fn run(self) {
-                print!("no newline");
-                // SAFETY: a constant string.
-                unsafe { libc::printf(c" and C's".as_ptr()) };
-            }
-        }
-        let mut unit = Offspring::builder(Prints).stdout(Stdio::piped()).spawn().unwrap();
-        let mut text = String::new();
-        unit.take_stdout().unwrap().read_to_string(&mut text).unwrap();
-        unit.wait().unwrap();
-        assert_eq!(text, "no newline and C's");
-        let (mut reader, writer) = std::io::pipe().unwrap();
-        Offspring::builder(Prints).stdout(std::os::fd::OwnedFd::from(writer)).stdin(Stdio::null()).spawn().unwrap().wait().unwrap();
-        let mut text = String::new();
-        reader.read_to_string(&mut text).unwrap();
-        assert_eq!(text, "no newline and C's");
-    }
-
-    fn streams_that_are_closed_in_the_parent_are_null_in_the_child() {
-        // SAFETY: the copies keep the files; what is put back is what was there.
-        unsafe {
-            let kept = [0, 1, 2].map(|stream| libc::fcntl(stream, libc::F_DUPFD_CLOEXEC, 10));
-            for closed in 1..8 {
-                for stream in (0..3).filter(|stream| closed & 1 << stream != 0) {
-                    libc::close(stream);
-                }
-                let view = Offspring::new(Look).and_then(Offspring::wait);
-                offspring::shutdown();
-                for (stream, copy) in (0..).zip(kept) {
-                    libc::dup2(copy, stream);
-                }
-                assert_eq!(view.unwrap().descriptors, ["0", "1", "2", "3"], "{closed:b}");
-            }
-            for copy in kept {
-                libc::close(copy);
-            }
-        }
-    }
 
     fn threads_of_the_unit_work() {
         let unit = spawn((), |()| {
@@ -254,19 +145,5 @@ behaviour! {
             threads.into_iter().map(|thread| thread.join().unwrap()).sum::<u32>()
         });
         assert_eq!(unit.unwrap().wait().unwrap(), 6);
-    }
-
-    fn a_deleted_executable_is_still_the_program() {
-        if std::env::var_os("MOVED").is_some() {
-            std::fs::remove_file(std::env::current_exe().unwrap()).unwrap();
-            assert_eq!(look().parent, std::process::id());
-            return;
-        }
-        let copy = std::env::temp_dir().join(harness::tag());
-        std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
-        let mut command = std::process::Command::new(&copy);
-        command.args(["a_deleted_executable_is_still_the_program", "--exact", "--nocapture"]).env("MOVED", "1");
-        let (good, text) = harness::finish(command, std::time::Duration::from_secs(60));
-        assert!(good, "{text}");
     }
 }

@@ -1,4 +1,4 @@
-//! Start, wait, shutdown, drop, timeouts: what the handle promises.
+//! Start, wait, shutdown, timeouts: what the handle promises.
 #![allow(unsafe_code)]
 
 #[path = "harness/mod.rs"]
@@ -7,7 +7,7 @@ mod harness;
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use harness::{eventually, is_alive};
+use harness::eventually;
 use offspring::{ErrorKind, Offspring, Stdio, Subprocess, spawn};
 use serde::{Deserialize, Serialize};
 
@@ -81,25 +81,6 @@ behaviour! {
         assert_eq!(Explicit.spawn().unwrap().wait().unwrap(), 7);
     }
 
-    fn a_value_is_given_once_and_an_error_each_time() {
-        let mut unit = spawn((), |()| 1_u8).unwrap();
-        assert_eq!(unit.wait_timeout(LONG).unwrap(), Some(1));
-        assert_eq!(unit.try_wait().unwrap_err().kind(), ErrorKind::Taken);
-        assert_eq!(unit.wait().unwrap_err().kind(), ErrorKind::Taken);
-        let mut unit = spawn((), |()| -> () { std::process::exit(3) }).unwrap();
-        for _ in 0..3 {
-            assert_eq!(unit.wait_timeout(LONG).unwrap_err().death().unwrap().status().code(), Some(3));
-        }
-    }
-
-    fn a_wait_with_a_limit_leaves_the_child_alone() {
-        let mut unit = spawn((), sleep).unwrap();
-        assert!(unit.try_wait().unwrap().is_none());
-        assert!(unit.wait_timeout(Duration::from_millis(1)).unwrap().is_none());
-        assert!(unit.process().unwrap().is_alive());
-        assert_eq!(unit.shutdown().unwrap(), None);
-    }
-
     fn shutdown_gives_a_result_that_came_and_an_error_that_was() {
         let unit = spawn((), |()| 5).unwrap();
         let process = unit.process().unwrap().clone();
@@ -109,23 +90,6 @@ behaviour! {
         let process = unit.process().unwrap().clone();
         eventually("it did not end", || !process.is_alive());
         assert_eq!(unit.shutdown().unwrap_err().kind(), ErrorKind::Panicked);
-    }
-
-    fn one_that_is_deaf_to_term_is_killed_after_the_grace() {
-        let unit = deaf();
-        let process = unit.process().unwrap().clone();
-        assert_eq!(unit.shutdown().unwrap(), None);
-        use std::os::unix::process::ExitStatusExt;
-        assert_eq!(process.exit_status().unwrap().signal(), Some(libc::SIGKILL));
-    }
-
-    fn one_that_is_stopped_ends_on_shutdown() {
-        let unit = spawn((), sleep).unwrap();
-        let process = unit.process().unwrap().clone();
-        process.send_signal(libc::SIGSTOP).unwrap();
-        assert_eq!(unit.shutdown().unwrap(), None);
-        use std::os::unix::process::ExitStatusExt;
-        assert_eq!(process.exit_status().unwrap().signal(), Some(libc::SIGTERM));
     }
 
     fn one_that_is_not_to_be_terminated_is_waited_for() {
@@ -144,48 +108,7 @@ behaviour! {
         assert_eq!(unit.wait().unwrap(), 7);
     }
 
-    fn drop_detaches() {
-        let unit = spawn((), sleep).unwrap();
-        let process = unit.process().unwrap().clone();
-        drop(unit);
-        assert!(process.is_alive());
-        process.begin_shutdown();
-        eventually("it was not reaped", || !process.is_alive());
-        assert!(process.exit_status().is_some());
-        process.terminate().unwrap();
-        process.kill().unwrap();
-        for _ in 0..100 {
-            drop(spawn((), |()| vec![1_u8; 300_000]).unwrap());
-        }
-    }
 
-    fn one_thread_stops_what_another_waits_for() {
-        let unit = spawn((), sleep).unwrap();
-        let process = unit.process().unwrap().clone();
-        let waiter = std::thread::spawn(|| unit.wait());
-        process.begin_shutdown();
-        assert_eq!(waiter.join().unwrap().unwrap_err().kind(), ErrorKind::Died);
-    }
-
-    fn sixty_four_threads_start_at_once() {
-        let barrier = std::sync::Barrier::new(64);
-        std::thread::scope(|scope| {
-            for n in 0..64_u32 {
-                let barrier = &barrier;
-                scope.spawn(move || {
-                    barrier.wait();
-                    assert_eq!(spawn(n, |n: u32| n + 1).unwrap().wait().unwrap(), n + 1);
-                });
-            }
-        });
-    }
-
-    fn offspring_of_offspring_four_deep() {
-        fn nest(depth: u32) -> u32 {
-            if depth == 0 { 1 } else { 1 + spawn(depth - 1, nest).unwrap().wait().unwrap() }
-        }
-        assert_eq!(spawn(3, nest).unwrap().wait().unwrap(), 4);
-    }
 
     fn a_unit_that_forks_and_returns_twice_speaks_once() {
         let unit = spawn((), |()| {
@@ -198,41 +121,6 @@ behaviour! {
         eventually("the copy stays", || harness::tagged(&harness::tag()).is_empty());
     }
 
-    fn a_grandchild_that_holds_the_line_delays_nothing() {
-        let unit = spawn((), |()| {
-            // SAFETY: the child process has one thread.
-            let pid = unsafe { libc::fork() };
-            if pid == 0 {
-                std::thread::sleep(LONG);
-            }
-            pid
-        });
-        let pid = unit.unwrap().wait().unwrap();
-        assert!(is_alive(pid as u32));
-        harness::kill(pid as u32, libc::SIGKILL);
-        eventually("it stays", || !is_alive(pid as u32));
-    }
-
-    fn a_copy_of_this_process_neither_reaps_nor_kills_and_starts_afresh() {
-        let unit = spawn((), sleep).unwrap();
-        let process = unit.process().unwrap().clone();
-        // SAFETY: the copy calls this library, which is made for it, and ends through _exit.
-        let copy = unsafe { libc::fork() };
-        if copy == 0 {
-            let foreign = unit.wait().unwrap_err().kind() == ErrorKind::Unsupported;
-            let foreign = foreign && process.kill().is_err() && !process.is_alive();
-            let own = spawn(1, |n: u32| n + 1).unwrap().wait().ok() == Some(2);
-            offspring::shutdown();
-            // SAFETY: ends the copy without running this process's handlers.
-            unsafe { libc::_exit(if foreign && own { 0 } else { 1 }) };
-        }
-        let mut status = 0;
-        // SAFETY: waits for the copy, which is ours, by its pid.
-        unsafe { libc::waitpid(copy, &raw mut status, 0) };
-        assert_eq!(status, 0);
-        assert!(process.is_alive());
-        assert_eq!(unit.shutdown().unwrap(), None);
-    }
 
     fn offspring_shutdown_ends_all_and_a_later_start_begins_afresh() {
         let units: Vec<_> = (0..8).map(|_| spawn((), sleep).unwrap()).collect();

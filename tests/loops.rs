@@ -110,15 +110,6 @@ behaviour! {
         assert_eq!(running.unit.shutdown().unwrap(), Some((true, 1)));
     }
 
-    fn term_as_the_next_thing_after_the_start_still_begins_and_ends() {
-        for _ in 0..50 {
-            let running = start(Talker { pause: LONG, ..Talker::default() });
-            running.send(libc::SIGTERM);
-            let (begun, _) = running.unit.wait().unwrap();
-            assert!(begun);
-        }
-    }
-
     fn term_in_begin_ends_the_loop_before_its_first_tick() {
         let mut running = start(Talker { block_in: "begin".into(), ..Talker::default() });
         running.expect("begin");

@@ -26,18 +26,6 @@ fn some_spares() -> Vec<u32> {
     there
 }
 
-/// Waits until no signal is pending in any spare: each has heard of what came, and forgotten it.
-fn all_forgotten() {
-    let nothing = |pid: &u32| {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        status
-            .lines()
-            .filter(|line| line.starts_with("ShdPnd:"))
-            .all(|line| line.ends_with("\t0000000000000000"))
-    };
-    eventually("a signal is pending", || spares().iter().all(nothing));
-}
-
 /// Leaves spares behind, tells their pids and its zygote's, and dies.
 #[derive(Serialize, Deserialize)]
 struct Parent {
@@ -78,65 +66,6 @@ behaviour! { through ["auto"];
         }
     }
 
-    fn those_that_die_are_not_missed() {
-        double(1);
-        for n in 0..20 {
-            let there = some_spares();
-            there.iter().for_each(|pid| harness::kill(*pid, libc::SIGKILL));
-            eventually("one does not die", || there.iter().all(|pid| !is_alive(*pid)));
-            (0..5).for_each(|m| double(10 * n + m));
-        }
-    }
-
-    fn those_that_are_stopped_hold_up_nobody_but_those_who_get_them() {
-        double(1);
-        let stopped = some_spares();
-        stopped.iter().for_each(|pid| harness::kill(*pid, libc::SIGSTOP));
-        let units: Vec<_> = (0..stopped.len() + 4).map(|n| spawn(n, |n: usize| n).unwrap()).collect();
-        for (n, unit) in units.into_iter().enumerate() {
-            let process = unit.process().unwrap().clone();
-            if stopped.contains(&process.id()) {
-                process.send_signal(libc::SIGCONT).unwrap();
-            }
-            assert_eq!(unit.wait().unwrap(), n);
-        }
-        stopped.iter().for_each(|pid| assert!(!is_alive(*pid) || spares().contains(pid)));
-    }
-
-    fn signals_that_came_before_the_unit_are_not_the_units() {
-        double(1);
-        for signal in ["HUP", "INT", "QUIT", "TERM", "USR1", "TSTP", "ALRM"] {
-            // Sent by another process than the parent, as a terminal's are.
-            let there: Vec<String> = some_spares().iter().map(u32::to_string).collect();
-            let mut kill = std::process::Command::new("sh");
-            assert!(kill.args(["-c", &format!("kill -{signal} {}", there.join(" "))]).status().unwrap().success());
-            all_forgotten();
-            (0..6).for_each(double);
-        }
-        // Nor is what the parent sent to its whole group.
-        // SAFETY: ignores a signal, and sends it to the group that this process makes its own.
-        unsafe {
-            libc::signal(libc::SIGHUP, libc::SIG_IGN);
-            offspring::shutdown();
-            libc::setpgid(0, 0);
-            double(1);
-            some_spares();
-            libc::kill(0, libc::SIGHUP);
-        }
-        all_forgotten();
-        (0..6).for_each(double);
-        // But what the parent sends as soon as it can is, also if others sent it before.
-        let there: Vec<String> = some_spares().iter().map(u32::to_string).collect();
-        let mut kill = std::process::Command::new("sh");
-        assert!(kill.args(["-c", &format!("kill -TERM {}", there.join(" "))]).status().unwrap().success());
-        all_forgotten();
-        let unit = spawn((), |()| loop { std::thread::park() }).unwrap();
-        let unit: Offspring<()> = unit;
-        unit.process().unwrap().terminate().unwrap();
-        let error = unit.wait().unwrap_err();
-        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&error.death().unwrap().status()), Some(libc::SIGTERM));
-    }
-
     fn a_burst_is_served_and_what_it_brought_is_given_back() {
         double(1);
         for _ in 0..3 {
@@ -166,13 +95,6 @@ behaviour! { through ["auto"];
         assert_eq!(unit.wait().unwrap(), 0);
     }
 
-    fn who_waits_for_all_children_comes_to_an_end() {
-        double(1);
-        // SAFETY: null asks for no status.
-        while unsafe { libc::waitpid(-1, std::ptr::null_mut(), 0) } > 0 {}
-        double(2);
-    }
-
     fn none_outlives_a_parent_that_is_killed() {
         for (stops_them, leaves_a_copy) in [(false, false), (true, false), (false, true), (true, true)] {
             let parent = Parent { stops_them, leaves_a_copy };
@@ -189,14 +111,6 @@ behaviour! { through ["auto"];
         }
     }
 
-    fn they_keep_streams_line_a_pidfd_of_the_parent_and_an_ear_for_signals() {
-        double(1);
-        for pid in some_spares() {
-            let count = || std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
-            eventually("a descriptor too many", || count() == 6 || !is_alive(pid));
-        }
-    }
-
     fn what_is_given_back_costs_nothing_while_a_copy_of_the_parent_lives() {
         double(1);
         some_spares();
@@ -208,15 +122,9 @@ behaviour! { through ["auto"];
             }
         }
         eventually("the spares stay", || spares().is_empty());
-        let used = || {
-            let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-            // SAFETY: a valid record.
-            unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
-            Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-        };
-        let before = used();
+        let before = harness::processor_time();
         std::thread::sleep(Duration::from_secs(1));
-        let spent = used() - before;
+        let spent = harness::processor_time() - before;
         harness::kill(copy as u32, libc::SIGKILL);
         // SAFETY: reaps the copy.
         unsafe { libc::waitpid(copy, std::ptr::null_mut(), 0) };

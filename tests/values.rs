@@ -8,7 +8,7 @@ mod harness;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
 
-use offspring::{Offspring, Subprocess, spawn};
+use offspring::spawn;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -48,18 +48,6 @@ struct Flat {
 
 #[derive(Serialize, Deserialize, PartialEq, Clone, Debug)]
 struct Unit;
-
-/// A child process for each of many.
-#[derive(Serialize, Deserialize)]
-struct Sum(#[serde(with = "serde_bytes")] Vec<u8>);
-
-impl Subprocess for Sum {
-    type Output = serde_bytes::ByteBuf;
-
-    fn run(self) -> serde_bytes::ByteBuf {
-        serde_bytes::ByteBuf::from(self.0)
-    }
-}
 
 behaviour! {
     fn types_that_need_a_describing_format() {
@@ -104,21 +92,5 @@ behaviour! {
         echo(std::ffi::OsString::from("os"));
     }
 
-    fn large_values_both_ways_at_once() {
-        const SIZE: usize = 64 << 20;
-        let units: Vec<_> =
-            (0..4_u8).map(|n| Offspring::new(Sum(vec![n; SIZE])).unwrap()).collect();
-        for (n, unit) in (0..).zip(units) {
-            let back = unit.wait().unwrap();
-            assert!(back.len() == SIZE && back.iter().all(|byte| *byte == n));
-        }
-        echo("x".repeat(8 << 20));
-    }
 
-    fn sizes_around_every_border() {
-        for size in [0, 1, 65_519, 65_520, 65_535, 65_536, 65_537, 180_224, 262_144, 1 << 20] {
-            let back = Offspring::new(Sum(vec![7; size])).unwrap().wait().unwrap();
-            assert_eq!(back.len(), size);
-        }
-    }
 }

@@ -11,7 +11,7 @@ use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use harness::eventually;
-use offspring::{ErrorKind, Offspring, Stdio, Subprocess, spawn};
+use offspring::{Subprocess, spawn};
 use serde::{Deserialize, Serialize};
 
 const LONG: Duration = Duration::from_secs(3600);
@@ -94,38 +94,4 @@ behaviour! {
         }
     }
 
-    fn a_unit_that_ended_in_time_is_not_too_late_because_its_parent_stood_still() {
-        const TIMEOUT: Duration = Duration::from_millis(150);
-        #[derive(Serialize, Deserialize)]
-        struct Quick;
-        impl Subprocess for Quick {
-            type Output = ();
-            fn run(self) {
-                std::thread::sleep(TIMEOUT / 3);
-                std::process::exit(3);
-            }
-        }
-        #[derive(Serialize, Deserialize)]
-        struct Parent;
-        impl Subprocess for Parent {
-            type Output = Option<i32>;
-            fn run(self) -> Option<i32> {
-                let unit = Offspring::builder(Quick).timeout(TIMEOUT).spawn().unwrap();
-                println!("here");
-                let error = unit.wait().unwrap_err();
-                assert_eq!(error.kind(), ErrorKind::Died, "{error}");
-                error.death()?.status().code()
-            }
-        }
-        for _ in 0..4 {
-            let mut parent = Offspring::builder(Parent).stdout(Stdio::piped()).spawn().unwrap();
-            std::io::Read::read_exact(&mut parent.take_stdout().unwrap(), &mut [0; 5]).unwrap();
-            let process = parent.process().unwrap().clone();
-            process.send_signal(libc::SIGSTOP).unwrap();
-            // The stop itself is what is tried: it is longer than its unit may take.
-            assert!(parent.wait_timeout(2 * TIMEOUT).unwrap().is_none());
-            process.send_signal(libc::SIGCONT).unwrap();
-            assert_eq!(parent.wait().unwrap(), Some(3));
-        }
-    }
 }

@@ -14,6 +14,9 @@ use crate::fd::{Arrived, Leaving};
 use crate::sys::io::{self as sysio, AsFd, OwnedFd};
 use crate::sys::memory::{self, Words};
 
+/// How many bytes are mapped.
+const BYTES: usize = 4096;
+
 /// The number of messages that wait.
 const COUNT: usize = 0;
 
@@ -31,11 +34,11 @@ pub(super) struct Gate {
 
 impl Gate {
     pub(super) fn new(bound: u32) -> io::Result<Self> {
-        Self::open(memory::shared(Words::BYTES)?, sysio::counter()?, bound)
+        Self::open(memory::shared(BYTES as u64)?, sysio::counter()?, bound)
     }
 
     fn open(memory: OwnedFd, room: OwnedFd, bound: u32) -> io::Result<Self> {
-        Ok(Self { words: Words::of(&memory)?, memory, room, bound })
+        Ok(Self { words: Words::of(&memory, BYTES)?, memory, room, bound })
     }
 
     pub(super) fn try_clone(&self) -> io::Result<Self> {

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::io;
 
 use crate::hook::step;
+use crate::limits::Limits;
 use crate::sys;
 use crate::sys::image::{Entry, Exit};
 use crate::sys::io::{AsFd, BorrowedFd, OwnedFd};
@@ -44,6 +45,9 @@ pub(crate) fn cloned(claim: Claim, parent: OwnedFd, spare: Option<Spare<'_>>) ->
         spare.set_up();
     }
     let ear = is_spare.then(Forgetting::new).flatten();
+    if is_spare {
+        step("child", "parked");
+    }
     main(claim, Some(Maker { parent, spare: is_spare, ear }))
 }
 
@@ -91,8 +95,10 @@ fn rehearse(entry: u64) {
         entry: 0,
         type_name: "rehearsal".into(),
         name: "rehearsal".into(),
-        guard: Some(Guard { grace: Some(std::time::Duration::from_secs(10)) }),
+        guard: Some(Guard { grace: Some(std::time::Duration::from_secs(10)), leads: false }),
         awaited: false,
+        group: false,
+        limits: None,
         context: Some(Context::default()),
     };
     let sent =
@@ -125,14 +131,17 @@ fn main(claim: Claim, maker: Option<Maker>) -> ! {
     }
     step("child", "received");
     // 2. What the caller has otherwise than our zygote.
-    let set_up = start.context.map_or(Ok(()), |context| enter(context, descriptors));
+    let group = || sys::group::lead().map_err(|error| ("process group", error));
+    let set_up = if start.group { group() } else { Ok(()) };
+    let set_up = set_up.and_then(|()| start.context.map_or(Ok(()), |context| enter(context, descriptors)));
     line.awaited = start.awaited;
     // 3. Our names: in `ps`, and in the words of a panic.
     sys::lifecycle::set_name(start.name.rsplit("::").next().unwrap_or(&start.name));
     panic::speak_for(&line, &start.name);
+    crate::current::enter(&line, &start.name, start.parent);
     // 4. What happens when the parent dies.
     if let Some(guard) = &start.guard {
-        sys::signals::arm_guard(guard.grace);
+        sys::signals::arm_guard(guard.grace, guard.leads);
         if sys::signals::orphaned(start.parent as i32) {
             sys::lifecycle::exit_now(0);
         }
@@ -142,19 +151,33 @@ fn main(claim: Claim, maker: Option<Maker>) -> ! {
             sys::lifecycle::exit_now(0);
         }
     }
-    // 5. The unit. What it does with signals is its own affair from here on; a loop sets its handlers first.
+    // 5. The unit, and what bounds it. What it does with signals is its own affair from here on; a loop sets its handlers first.
     step("child", "setup");
     if let Err((what, error)) = set_up {
         line.failed(Step::Setup, format!("{what}: {error}"));
         line.end()
     }
     match Entry::at(start.entry).filter(|entry| (entry.name)() == start.type_name) {
-        Some(entry) => (entry.run)(unit, &mut line),
+        Some(entry) => match start.limits.as_ref().map_or(Ok(()), bound) {
+            Ok(()) => (entry.run)(unit, &mut line),
+            Err(why) => line.failed(Step::Setup, why),
+        },
         None => {
             line.failed(Step::Setup, "the unit's code was not found in the program that was executed".into())
         }
     }
     line.end()
+}
+
+/// Sets what bounds the unit; or says which of it could not be set, and why.
+fn bound(limits: &Limits) -> Result<(), String> {
+    if let Some(by) = limits.nice {
+        sys::limit::be_nicer(by).map_err(|error| format!("its niceness ({by:+}): {error}"))?;
+    }
+    for limit in limits.in_order() {
+        sys::limit::set(limit).map_err(|error| format!("its {limit}: {error}"))?;
+    }
+    Ok(())
 }
 
 /// What a parent sends.

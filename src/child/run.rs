@@ -1,10 +1,12 @@
 //! One unit: decode, run, encode, deliver. And the line on which the child speaks.
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
 use super::panic;
+use crate::fd::Leaving;
 use crate::hook::step;
 use crate::subprocess::Subprocess;
 use crate::sys;
@@ -41,6 +43,7 @@ fn run<T: Subprocess>(mut bytes: Bytes, host: &mut dyn Host) {
         Err(panic) => return host.panicked(panic),
     };
     drop(bytes);
+    step("child", "decoded");
     host.ready();
     step("child", "ready");
     let output = match panic::caught(|| unit.run()) {
@@ -84,7 +87,7 @@ impl Line {
             if *last {
                 return;
             }
-            *last = !matches!(kind, Kind::Ready | Kind::Note);
+            *last = kind.is_last();
             // It fails if the parent is gone; then the guard sees to us.
             let send = |parcel: &Parcel<'_>| {
                 let descriptors: Vec<BorrowedFd<'_>> = parcel.descriptors().collect();
@@ -96,7 +99,7 @@ impl Line {
             if sent.is_err() && parcel.is_elsewhere() {
                 sent = send(&Parcel::plain(kind, body, bag));
             }
-            if let (Err(error), Some(_)) = (sent, bag) {
+            if let (Err(error), Some(_), true) = (sent, bag, *last) {
                 let why = format!("its descriptors cannot be sent: {error}");
                 let body = codec::encode(&Failed { step: Step::Encode, why }).unwrap_or_default();
                 let _ = send(&Parcel::plain(Kind::Failed, &body, None));
@@ -113,6 +116,13 @@ impl Line {
     /// Tells that a panic has begun. Whether it is the end, nobody knows yet; if the process aborts, this is why.
     pub(crate) fn note(&self, panic: &Panicked) {
         self.send_message(Kind::Note, panic);
+    }
+
+    /// Tells the parent where the unit reports how far it has got.
+    pub(crate) fn board(&self, memory: &OwnedFd) -> io::Result<()> {
+        let Packed { bytes, bag } = crossing::pack(&Leaving(memory.as_fd())).map_err(io::Error::other)?;
+        self.send(Kind::Board, &bytes, bag.as_ref().map(AsFd::as_fd));
+        Ok(())
     }
 
     /// The end of the process: exit handlers, streams, libc's exit. A forked copy ends without any of it.
@@ -152,6 +162,7 @@ impl Host for Line {
                 _ => break,
             }
         }
+        step("child", "go");
         if self.awaited {
             self.send(Kind::Ready, &[], None);
         }

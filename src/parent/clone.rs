@@ -67,6 +67,10 @@ fn give(
         let there = spare.there.clone();
         let unit = Unit::of_spare(launch, spare);
         runtime.expect(&unit, || true);
+        if launch.order.settings.process_group {
+            // Before it begins, for what it starts may be there when it is gone itself.
+            zygote.entrust(&unit);
+        }
         match tell(launch, zygote, &unit, &there) {
             Ok(()) => {
                 unit.on_taken();
@@ -114,10 +118,10 @@ fn ask(launch: &Launch<'_>, zygote: &Arc<Zygote>, deadline: Option<Instant>) -> 
         entry: launch.entry,
         wish: hook::wish(&launch.order.settings.environment),
     };
+    hook::step_on(zygote.line().as_fd(), "asked");
     let asked = Instant::now();
     let sent = zygote.child(&wanted, &theirs, deadline);
     drop(theirs);
-    hook::step("parent", "launched");
     let environment = match sent {
         Ok(environment) => environment,
         // Not asked, so not made. If the zygote is dead, the reaper is to find that out before the next is asked for.

@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use super::launcher::{Failure, Launch};
 use super::unit::Unit;
-use crate::hook;
 use crate::sys::io::{AsFd, OwnedFd};
 use crate::sys::{image, io as sysio, pidfd, signals, spawn};
 use crate::zygote::boot::{self, Claim, Role};
@@ -38,7 +37,6 @@ pub(super) fn launch(launch: &Launch<'_>) -> Result<Arc<Unit>, Failure> {
     })
     .map_err(|(step, error)| (step.to_owned(), error))?;
     drop(theirs);
-    hook::step("parent", "launched");
     let end = |error| {
         // A child that nobody watches must not be.
         let _ = pidfd::send_signal(&child.1, signals::KILL);

@@ -74,7 +74,7 @@ pub(crate) fn start(order: &Order) -> Result<Started, Error> {
     let subject = order.subject();
     let refused = |kind, what| Err(Error::new(kind, &subject, what));
     let failed = |step: &str, error: io::Error| Error::start(&subject, step, error);
-    hook::step("parent", "launch");
+    hook::step_alone("launch");
     constructor::is_in_place().map_err(|error| failed("this program", error))?;
     let Some(entry) = order.entry.offset() else {
         return refused(
@@ -83,6 +83,7 @@ pub(crate) fn start(order: &Order) -> Result<Started, Error> {
         );
     };
     let starting = runtime::enter().map_err(|error| failed("starting the thread that watches", error))?;
+    hook::step_alone("entered");
     let Ok(starting) = starting else {
         return refused(ErrorKind::ShuttingDown, "cannot be started: the process is exiting");
     };
@@ -108,9 +109,9 @@ pub(crate) fn start(order: &Order) -> Result<Started, Error> {
     let unit = launch.go().map_err(|(step, error)| failed(&step, error))?;
     // Ours hold the other ends: a reader waits for the end of all copies.
     drop(launch);
-    hook::step("parent", "queued");
+    hook::step_alone("queued");
     if order.wait_for_child {
-        unit.wait_ready();
+        unit.wait_ready(began.checked_add(settings.start_timeout));
     }
     unit.on_started();
     Ok(Started { unit, pipes })
@@ -151,6 +152,8 @@ impl Launch<'_> {
             name: self.name.to_owned(),
             guard: self.guard(),
             awaited: self.order.wait_for_child,
+            group: self.order.settings.process_group,
+            limits: Some(&self.order.settings.limits).filter(|limits| !limits.is_empty()).cloned(),
             context,
         };
         codec::encode(&message).map_err(io::Error::other)
@@ -162,7 +165,8 @@ impl Launch<'_> {
     }
 
     pub(crate) fn guard(&self) -> Option<Guard> {
-        self.terms.terminate.then_some(Guard { grace: self.terms.grace })
+        let leads = self.order.settings.process_group;
+        self.terms.terminate.then_some(Guard { grace: self.terms.grace, leads })
     }
 }
 

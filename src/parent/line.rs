@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-use crate::sys::io::{self as sysio, BorrowedFd, MOST, OwnedFd, Poller, Received};
+use crate::hook;
+use crate::sys::io::{self as sysio, AsFd, BorrowedFd, MOST, OwnedFd, Poller, Received};
 use crate::wire::frame::Decoder;
 
 pub(crate) struct Line {
@@ -84,6 +85,13 @@ impl Line {
             && !self.reset
             && self.unsent.is_empty()
             && self.fd.as_ref().is_none_or(sysio::is_all_received)
+    }
+
+    /// A step of the test-only hook.
+    pub(crate) fn hook(&self, step: &str) {
+        if let Some(fd) = &self.fd {
+            hook::step_on(fd.as_fd(), step);
+        }
     }
 
     /// Whether there is something left to be sent.

@@ -9,6 +9,7 @@ pub(crate) mod spares;
 mod zygote;
 pub(crate) mod runtime;
 pub(crate) mod reaper;
+mod remains;
 pub(crate) mod shutdown;
 pub(crate) mod table;
 pub(crate) mod unit;

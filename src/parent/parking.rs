@@ -13,6 +13,7 @@ use super::runtime::Runtime;
 use super::spares::{Supply, Wish};
 use super::unit::lock;
 use super::zygote::Zygote;
+use crate::hook;
 use crate::sys::io::{self as sysio, AsFd, OwnedFd, Place};
 use crate::sys::ledger::{Care, SLOTS};
 use crate::sys::variables::Variables;
@@ -204,7 +205,7 @@ impl Parking {
             slot: Some(slot.number),
             directory: directory.is_some(),
             entry: all.entry,
-            wish: None,
+            wish: hook::wish_of_spares(),
         };
         let with: Vec<_> = [theirs.as_fd()].into_iter().chain(directory.iter().map(AsFd::as_fd)).collect();
         let environment = zygote.try_child(&wanted, &with)?;
@@ -215,6 +216,10 @@ impl Parking {
     /// For the reaper: what came of one that was asked for; `child`: none if it could not be made.
     pub(super) fn on_reply(&self, runtime: &Runtime, id: u64, child: Option<(u32, OwnedFd)>) {
         let mut all = lock(&self.all);
+        // Else it has been said before.
+        if !matches!(all.spares.get(&id), Some(Parked::Asked { .. } | Parked::Unwanted)) {
+            return;
+        }
         let (Some(parked), Some((pid, pidfd))) = (all.spares.remove(&id), child) else { return };
         if runtime.poller.add(&pidfd, reaper::token(id, EXIT), false).is_err() {
             let _ = pidfd::send_signal(&pidfd, signals::KILL);
@@ -232,16 +237,18 @@ impl Parking {
         };
         all.spares.insert(id, parked);
         drop(all);
+        hook::step_alone("parked");
         self.changed.notify_all();
     }
 
-    /// For the reaper: something has happened to one of ours.
-    pub(super) fn on_event(&self, runtime: &Runtime, id: u64, what: u64) {
+    /// For the reaper: something has happened to one of ours. Whether it has ended and cannot be reaped yet.
+    pub(super) fn on_event(&self, runtime: &Runtime, id: u64, what: u64) -> bool {
         let mut all = lock(&self.all);
         match all.spares.get(&id) {
-            Some(Parked::Ready(Spare { child: (_, pidfd), .. }) | Parked::Ending(pidfd))
-                if what == EXIT && pidfd::reap(pidfd).is_some() =>
-            {
+            Some(Parked::Ready(Spare { child: (_, pidfd), .. }) | Parked::Ending(pidfd)) if what == EXIT => {
+                if pidfd::reap(pidfd).is_none() {
+                    return true;
+                }
                 runtime.poller.remove(pidfd);
                 if let Some(Parked::Ready(_)) = all.spares.remove(&id) {
                     all.supply.on_loss(Instant::now());
@@ -249,6 +256,7 @@ impl Parking {
             }
             _ => {}
         }
+        false
     }
 
     /// Ends all that are there.

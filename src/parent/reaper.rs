@@ -65,14 +65,21 @@ pub(crate) fn work(runtime: &Runtime) {
         if runtime.woke_late() {
             overdue.iter().for_each(Unit::on_late_waking);
         }
+        let mut held = false;
         for token in tokens {
-            on_event(runtime, token, &mut buffer);
+            held |= on_event(runtime, token, &mut buffer);
+        }
+        if held {
+            // Its pidfd stays ready until whoever traces it lets go: a moment, or this thread would do nothing else.
+            std::thread::sleep(Duration::from_millis(1));
         }
         if !overdue.is_empty() {
             // Bounded, for a line that takes long to be read is ready all the while.
             for _ in 0..1000 {
                 let more = runtime.poller.wait(Some(Duration::ZERO));
-                more.iter().for_each(|token| on_event(runtime, *token, &mut buffer));
+                for token in &more {
+                    on_event(runtime, *token, &mut buffer);
+                }
                 if more.len() < BATCH {
                     break;
                 }
@@ -81,23 +88,27 @@ pub(crate) fn work(runtime: &Runtime) {
         for unit in runtime.due() {
             runtime.on_time(&unit, &mut buffer);
         }
+        runtime.remains.tend(runtime);
         runtime.parking.tend(runtime, runtime.is_alone());
     }
 }
 
-fn on_event(runtime: &Runtime, event: u64, buffer: &mut [u8]) {
+/// Whether it is the end of a child that whoever traces it has first, so that it cannot be reaped yet.
+fn on_event(runtime: &Runtime, event: u64, buffer: &mut [u8]) -> bool {
     if event == BELL {
-        return;
+        return false;
     }
     if event >> 2 == ZYGOTE {
-        let Some(zygote) = runtime.zygotes.current() else { return };
-        return if event & 3 == EXIT {
-            on_zygotes_end(runtime, &zygote, buffer);
-        } else if hear_zygote(runtime, &zygote, buffer) == Heard::End {
+        let Some(zygote) = runtime.zygotes.current() else { return false };
+        if event & 3 == EXIT {
+            return !on_zygotes_end(runtime, &zygote, buffer);
+        }
+        if hear_zygote(runtime, &zygote, buffer) == Heard::End {
             // It has ended, or is no zygote of ours. Its pidfd will say so.
             runtime.forget(zygote.line());
             zygote.kill();
-        };
+        }
+        return false;
     }
     // If it is no spare either, it is gone already: an earlier event of the same turn was its end.
     let Some(unit) = runtime.unit(event >> 2) else {
@@ -105,12 +116,11 @@ fn on_event(runtime: &Runtime, event: u64, buffer: &mut [u8]) {
     };
     match event & 3 {
         LINE => unit.on_line(buffer),
-        EXIT => {
-            runtime.on_exit(&unit, buffer);
-        }
+        EXIT => return !runtime.on_exit(&unit, buffer),
         SINK => runtime.on_sink(unit.id),
         _ => {}
     }
+    false
 }
 
 #[derive(PartialEq, Eq)]
@@ -139,6 +149,7 @@ fn hear_zygote(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) -> Heard {
                 runtime.zygotes.on_hello(zygote, hello);
                 // Those of the one before, and those that were executed.
                 runtime.born().iter().for_each(|unit| zygote.entrust(unit));
+                runtime.remains.units().iter().for_each(|unit| zygote.entrust(unit));
                 runtime.parking.on_zygote();
             }
             // No zygote of ours.
@@ -152,6 +163,10 @@ fn hear_zygote(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) -> Heard {
             runtime.parking.on_reply(runtime, id, child);
             return Heard::Something;
         };
+        // Said twice, or of nobody that was asked for.
+        if !unit.is_asked_for() {
+            return Heard::Something;
+        }
         match made {
             // If the descriptor was lost on the way here, there is a child all the same.
             Ok(pid) => adopt(&unit, pid, pidfd),
@@ -173,8 +188,9 @@ fn adopt(unit: &std::sync::Arc<Unit>, pid: u32, pidfd: Option<sysio::OwnedFd>) {
     }
 }
 
-fn on_zygotes_end(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) {
-    let Some(reaped) = pidfd::reap(&zygote.pidfd) else { return };
+/// Whether it could be reaped.
+fn on_zygotes_end(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) -> bool {
+    let Some(reaped) = pidfd::reap(&zygote.pidfd) else { return false };
     // First what it has said before; then the child of which it could not speak any more. The rest were never made.
     while hear_zygote(runtime, zygote, buffer) == Heard::Something {}
     for unit in runtime.bereave(zygote) {
@@ -187,4 +203,5 @@ fn on_zygotes_end(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) {
     runtime.forget(zygote.line());
     runtime.forget(&zygote.pidfd);
     runtime.zygotes.on_end(zygote, reaped.status);
+    true
 }

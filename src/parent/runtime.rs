@@ -13,10 +13,12 @@ use std::time::Instant;
 
 use super::parking::Parking;
 use super::reaper;
+use super::remains::Remains;
 use super::shutdown::Why;
 use super::unit::{Gone, Unit, YOUNG, lock};
 use super::zygote::{Zygote, Zygotes};
 use crate::death::{LAST_BYTES, last_lines};
+use crate::hook;
 use crate::sys::io::{self as sysio, AsFd, OwnedFd, Poller};
 use crate::sys::{lifecycle, limit, signals};
 
@@ -35,6 +37,7 @@ pub(crate) struct Runtime {
     pub(crate) table: Mutex<Table>,
     pub(super) zygotes: Zygotes,
     pub(super) parking: Parking,
+    pub(super) remains: Remains,
     next_id: AtomicU64,
     /// What the kernel's count of processes that it has killed for want of memory was when it was last looked at.
     memory_kills: AtomicU64,
@@ -187,6 +190,7 @@ impl Runtime {
             table: Mutex::default(),
             zygotes: Zygotes::default(),
             parking: Parking::default(),
+            remains: Remains::default(),
             next_id: AtomicU64::new(1),
             memory_kills: AtomicU64::new(u64::MAX),
             thread: Mutex::new(None),
@@ -220,6 +224,7 @@ impl Runtime {
         for unit in units {
             unit.ask_to_end(why);
         }
+        hook::step_alone("closing");
         self.poller.ring();
     }
 
@@ -255,7 +260,12 @@ impl Runtime {
         self.poller.remove(unit.pidfd());
         match unit.on_exit(buffer) {
             Gone::Alive => {
-                // Somebody traces it, and has it first.
+                if sysio::is_readable(unit.pidfd(), 0) {
+                    // Somebody traces it, and has it first. Its pidfd says that it has ended all the while: the reaper
+                    // would do nothing but hear that.
+                    unit.look_again();
+                    return false;
+                }
                 let _ = self.watch(unit, unit.pidfd());
                 if !unit.is_alive() {
                     // Another has reaped it since.
@@ -313,6 +323,7 @@ impl Runtime {
         table.closing.is_some()
             && table.starting == 0
             && table.units.values().all(|(unit, _)| !unit.is_born())
+            && self.remains.is_empty()
     }
 
     /// For the reaper: whether no unit lives.
@@ -419,13 +430,15 @@ impl Runtime {
         let (parking, is_busy) = self.parking.deadline();
         // While there are starts it wakes so often that none of them has to wake it for its own first deadline.
         let tick = is_busy.then(|| Instant::now() + YOUNG);
-        let nobody_else = self.zygotes.current().is_none() && self.parking.is_empty();
+        let nobody_else =
+            self.zygotes.current().is_none() && self.parking.is_empty() && self.remains.is_empty();
+        let remains = self.remains.deadline();
         let mut table = lock(&self.table);
         if table.closing.is_some() && table.units.is_empty() && table.starting == 0 && nobody_else {
             return None;
         }
         let first = table.deadlines.first().map(|(deadline, _)| *deadline);
-        table.sleeps_until = first.into_iter().chain(parking).chain(tick).min();
+        table.sleeps_until = first.into_iter().chain(parking).chain(remains).chain(tick).min();
         Some(table.sleeps_until.map(|until| until.saturating_duration_since(Instant::now())))
     }
 

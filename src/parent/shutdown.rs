@@ -48,6 +48,11 @@ impl Ending {
         self.kill_at.filter(|_| !self.killed)
     }
 
+    /// When what it leaves behind gets KILL; `None`: never.
+    pub(crate) fn rest(&self, now: Instant) -> Option<Instant> {
+        if self.killed { Some(now) } else { self.kill_at }
+    }
+
     /// What the time that has come asks for.
     pub(crate) fn due(&mut self, now: Instant) -> Option<Act> {
         self.deadline().filter(|deadline| *deadline <= now).map(|_| {
@@ -69,6 +74,7 @@ mod tests {
         let (mut ending, act) = Ending::begin(Why::Shutdown, now, Some(GRACE));
         assert_eq!(act, Act::Terminate);
         assert_eq!(ending.deadline(), Some(now + GRACE));
+        assert_eq!(ending.rest(now), Some(now + GRACE));
         assert_eq!(ending.due(now + GRACE - Duration::from_nanos(1)), None);
         assert_eq!(ending.due(now + GRACE), Some(Act::Kill));
         assert_eq!(ending.deadline(), None);
@@ -81,6 +87,7 @@ mod tests {
         for grace in [None, Some(Duration::MAX)] {
             let (mut ending, act) = Ending::begin(Why::Timeout, now, grace);
             assert_eq!((act, ending.deadline(), ending.due(now + GRACE)), (Act::Terminate, None, None));
+            assert_eq!(ending.rest(now), None);
         }
     }
 
@@ -89,6 +96,8 @@ mod tests {
         for why in [Why::Start, Why::Breach, Why::Lingering] {
             let (ending, act) = Ending::begin(why, Instant::now(), Some(GRACE));
             assert_eq!((act, ending.deadline(), ending.killed), (Act::Kill, None, true));
+            let later = Instant::now() + GRACE;
+            assert_eq!(ending.rest(later), Some(later));
         }
     }
 }

@@ -112,9 +112,9 @@ impl Life {
         self.note = Some(panic);
     }
 
-    /// The first last word counts.
+    /// The first last word counts; none does after a breach, also if it was on its way already.
     pub(crate) fn on_outcome(&mut self, outcome: Outcome, now: Instant) {
-        if self.outcome.is_none() {
+        if self.outcome.is_none() && self.breach.is_none() {
             self.outcome = Some(outcome);
             self.start_by = None;
             self.end_by = None;
@@ -126,7 +126,7 @@ impl Life {
         if self.outcome.is_some() {
             return None;
         }
-        self.breach = Some(what);
+        self.breach.get_or_insert(what);
         self.begin(Why::Breach, now)
     }
 
@@ -187,6 +187,11 @@ impl Life {
             () if over(self.end_by) => self.begin(Why::Timeout, now),
             () => None,
         }
+    }
+
+    /// Whether we are ending it; and when what it leaves of its process group gets KILL, `None` for never.
+    pub(crate) fn rest(&self, now: Instant) -> Option<Option<Instant>> {
+        self.ending.map(|ending| ending.rest(now))
     }
 
     /// Who ended it. `starved`: whether the kernel has killed a process for want of memory.
@@ -350,10 +355,27 @@ mod tests {
     }
 
     #[test]
+    fn what_one_leaves_behind_has_the_rest_of_its_grace_if_it_was_ended_by_us() {
+        let now = Instant::now();
+        let mut life = running(terms(), now);
+        assert_eq!(life.rest(now), None);
+        life.ask_to_end(Why::Shutdown, now);
+        assert_eq!(life.rest(now + SECOND / 2), Some(Some(now + SECOND)));
+        let mut life = running(Terms { grace: None, ..terms() }, now);
+        life.ask_to_end(Why::Shutdown, now);
+        assert_eq!(life.rest(now), Some(None));
+    }
+
+    #[test]
     fn a_breach_is_killed_unless_the_result_is_home() {
         let now = Instant::now();
         let mut life = running(terms(), now);
         assert_eq!(life.on_breach("x".into(), now), Some(Act::Kill));
+        // What stands behind it does not count.
+        life.on_outcome(value(0), now);
+        life.on_breach("y".into(), now);
+        let Verdict::Died { breach, .. } = life.on_end(ExitStatus::from_raw(0)) else { panic!("a result") };
+        assert_eq!(breach.as_deref(), Some("x"));
         let mut life = running(terms(), now);
         life.on_outcome(value(0), now);
         assert_eq!(life.on_breach("x".into(), now), None);

@@ -16,10 +16,12 @@ use super::runtime::Runtime;
 use super::shutdown::{Act, Why};
 use super::table::{Life, Verdict};
 use crate::death::EndedBy;
+use crate::hook;
 use crate::log::{Log, News};
+use crate::progress::Board;
 use crate::sys::io::OwnedFd;
 use crate::sys::pidfd::Usage;
-use crate::sys::{pidfd, signals};
+use crate::sys::{group, pidfd, signals};
 use crate::wire::message::Guard;
 
 /// Locks, also after a panic elsewhere: nothing in this crate panics while it holds one.
@@ -43,6 +45,8 @@ pub(crate) struct Unit {
     pub(crate) guard: Option<Guard>,
     /// Whether its start waits until it is about to run.
     awaited: bool,
+    /// Whether it leads a process group, which is ended with it.
+    leads: bool,
     /// Whether it is the zygote that says whether it was made.
     asked_for: bool,
     state: Mutex<State>,
@@ -82,7 +86,11 @@ struct State {
     life: Life,
     /// When the reaper begins to listen to what it says.
     listen_at: Option<Instant>,
+    /// When the reaper looks whether it can be reaped by now. Apart from the other, which is over once it has been heard.
+    reap_at: Option<Instant>,
     birth: Option<Birth>,
+    /// Where it reports how far it has got, once it has said.
+    board: Option<Board>,
     end: Option<End>,
     waker: Option<Waker>,
     /// How many threads sleep until it changes.
@@ -135,11 +143,14 @@ impl Unit {
             runtime: Arc::downgrade(runtime),
             guard: launch.guard(),
             awaited: launch.order.wait_for_child,
+            leads: launch.order.settings.process_group,
             asked_for: false,
             state: Mutex::new(State {
                 life: Life::new(launch.terms, launch.began),
                 listen_at: launch.began.checked_add(YOUNG),
+                reap_at: None,
                 birth: None,
+                board: None,
                 end: None,
                 waker: None,
                 sleepers: 0,
@@ -186,7 +197,7 @@ impl Unit {
         });
         if let Err(error) = watched {
             // A child that nobody watches must not be.
-            let _ = pidfd::send_signal(pidfd, signals::KILL);
+            let _ = self.signal(signals::KILL);
             if let Some(runtime) = self.runtime.upgrade() {
                 runtime.forget(pidfd);
             }
@@ -197,6 +208,7 @@ impl Unit {
             ));
             return Err(error);
         }
+        hook::step_alone("born");
         // It may have been asked to end before there was anybody to be told.
         self.change(|life, _| life.on_birth());
         self.settle(Birth::Born);
@@ -287,10 +299,19 @@ impl Unit {
         });
     }
 
+    /// It has ended and cannot be reaped yet, and nothing will tell when it can: the reaper is to look in a while.
+    pub(crate) fn look_again(self: &Arc<Self>) {
+        lock(&self.state).reap_at = Instant::now().checked_add(YOUNG);
+        self.change(|_, _| None);
+    }
+
     pub(crate) fn on_time(self: &Arc<Self>, buffer: &mut [u8]) {
         // What it has said by now was in time.
         self.on_line(buffer);
-        self.look_whether_begun();
+        // One that is waited for says so itself; until it has, its start is not through.
+        if !self.awaited {
+            self.look_whether_begun();
+        }
         let is_old = {
             let mut state = lock(&self.state);
             state.listen_at.take_if(|at| *at <= Instant::now()).is_some()
@@ -322,26 +343,35 @@ impl Unit {
         // Under the lock still: of two changes at once, the later one's deadline is to be noted last. (The order of the
         // locks is line, state, table; nobody asks for a unit's under the table's.)
         if let Some(runtime) = self.runtime.upgrade() {
-            runtime.schedule(self.id, state.life.deadline().into_iter().chain(state.listen_at).min());
+            let deadlines = [state.life.deadline(), state.listen_at, state.reap_at];
+            runtime.schedule(self.id, deadlines.into_iter().flatten().min());
         }
     }
 
     /// Under the lock, and only while it has not been reaped.
     fn act(&self, act: Act) {
         // None yet: then it is told when it is born.
-        let Some((_, pidfd)) = self.child.get() else { return };
+        if !self.is_born() {
+            return;
+        }
         let sent = match act {
             Act::Terminate => {
-                let sent = pidfd::send_signal(pidfd, signals::TERM);
-                let _ = pidfd::send_signal(pidfd, signals::CONT);
+                let sent = self.signal(signals::TERM);
+                let _ = self.signal(signals::CONT);
                 sent
             }
-            Act::Kill => pidfd::send_signal(pidfd, signals::KILL),
+            Act::Kill => self.signal(signals::KILL),
         };
         // It has another user than we have by now. But it hears when we have no more to say, as when we die, and ends itself.
         if let (Err(_), Some(line)) = (sent, self.end.upgrade()) {
             crate::sys::io::end_sending(&*line);
         }
+    }
+
+    /// To all of its process group, if it has one of its own. While it has not been reaped.
+    fn signal(&self, signal: i32) -> io::Result<()> {
+        let (pid, pidfd) = self.child();
+        if self.leads { group::send(pidfd, *pid, signal) } else { pidfd::send_signal(pidfd, signal) }
     }
 
     /// Reads what it writes into these pipes, standard output and error, and throws it away, but for the last of its errors. If it has

@@ -11,14 +11,16 @@ use super::exec::{claim, marked};
 use super::parking::{Slot, Slots};
 use super::runtime::Runtime;
 use super::unit::{Unit, lock};
+use crate::hook;
 use crate::log;
+use crate::sys::clone::identity;
 use crate::sys::io::{self as sysio, AsFd, BorrowedFd, OwnedFd};
 use crate::sys::ledger::{Care, Ledger};
 use crate::sys::rights::Rights;
 use crate::sys::variables::{self, Variables};
 use crate::sys::{environment, memory, pidfd, signals, spawn};
 use crate::wire::codec;
-use crate::wire::message::{Guard, Hello, Request, Wanted, Welcome};
+use crate::wire::message::{Hello, Request, Wanted, Welcome};
 use crate::zygote::boot::Role;
 
 /// How long a zygote that has been asked may be silent. Then it is replaced: somebody has stopped it.
@@ -199,10 +201,21 @@ impl Zygotes {
         lock(&self.now).zygote.clone()
     }
 
+    /// One that leads a group has ended, and nothing of the group is to be ended any more.
+    pub(super) fn release(&self, unit: &Unit) {
+        if unit.guard.is_some()
+            && let Some(zygote) = self.current().filter(|zygote| zygote.has_spoken())
+            && let Some(identity) = identity(unit.pidfd())
+        {
+            let _ = zygote.try_request(&Request::Release(identity), &[]);
+        }
+    }
+
     /// For the reaper: it has said its first word.
     pub(super) fn on_hello(&self, zygote: &Zygote, hello: Hello) {
         let unfit = hello.unfit.clone();
         let again;
+        hook::step_on(zygote.line.as_fd(), "hello");
         {
             let mut now = lock(&self.now);
             again = std::mem::replace(&mut now.had_one, true);
@@ -259,6 +272,7 @@ impl Zygote {
             death_signal: Some(signals::CONT),
         })
         .map_err(|(step, error)| (step.to_owned(), error))?;
+        hook::step_on(line.as_fd(), "made");
         Ok(Self {
             line,
             pidfd,
@@ -351,10 +365,10 @@ impl Zygote {
     /// Asks it to see to a child that it has not made, should we die. If it cannot hear that now, the child has its own
     /// guard.
     pub(super) fn entrust(&self, unit: &Unit) {
-        if let Some(Guard { grace }) = unit.guard
+        if let Some(guard) = unit.guard.clone()
             && self.has_spoken()
         {
-            let _ = self.try_request(&Request::Ward { pid: unit.pid(), grace }, &[unit.pidfd().as_fd()]);
+            let _ = self.try_request(&Request::Ward { pid: unit.pid(), guard }, &[unit.pidfd().as_fd()]);
         }
     }
 

@@ -30,6 +30,8 @@ pub(crate) enum Kind {
     Note = 17,
     /// From the child, final: the result, encoded.
     Value = 18,
+    /// From the child: where it reports how far it has got, a descriptor ([`crate::progress`]).
+    Board = 21,
     /// From the child, final: the unit panicked ([`super::message::Panicked`]).
     Panicked = 19,
     /// From the child, final: a step of ours failed ([`super::message::Failed`]).
@@ -37,16 +39,27 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Start,
         Self::Unit,
         Self::Go,
         Self::Ready,
         Self::Note,
+        Self::Board,
         Self::Value,
         Self::Panicked,
         Self::Failed,
     ];
+
+    /// Whether nothing comes after it.
+    pub(crate) fn is_last(self) -> bool {
+        matches!(self, Self::Value | Self::Panicked | Self::Failed)
+    }
+
+    /// The one of that number.
+    pub(crate) fn of(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as u32 == number)
+    }
 }
 
 /// In a header's word of the kind: the body is elsewhere.
@@ -168,7 +181,7 @@ fn parse(header: &[u8]) -> Result<(Kind, usize, bool, bool), Breach> {
     }
     let number = word(4) & !(ELSEWHERE | BAG);
     let (is_elsewhere, bag) = (word(4) & ELSEWHERE != 0, word(4) & BAG != 0);
-    let kind = Kind::ALL.into_iter().find(|kind| *kind as u32 == number).ok_or(Breach::Kind(word(4)))?;
+    let kind = Kind::of(number).ok_or(Breach::Kind(word(4)))?;
     let length = u64::from(word(8)) | u64::from(word(12)) << 32;
     let limit = if matches!(kind, Kind::Unit | Kind::Value) { isize::MAX as u64 } else { SMALL };
     match usize::try_from(length) {

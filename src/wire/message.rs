@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits::Limits;
 use crate::sys::rights::Rights;
 
 /// What to run, and on what terms.
@@ -22,6 +23,10 @@ pub(crate) struct Start {
     pub(crate) guard: Option<Guard>,
     /// Whether the parent waits until the unit is about to run.
     pub(crate) awaited: bool,
+    /// Whether it is to lead a process group of its own.
+    pub(crate) group: bool,
+    /// What bounds it, if anything does.
+    pub(crate) limits: Option<Limits>,
     /// For a child that was cloned; one that was executed has it from the kernel.
     pub(crate) context: Option<Context>,
 }
@@ -41,6 +46,8 @@ pub(crate) struct Context {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Guard {
     pub(crate) grace: Option<Duration>,
+    /// Whether it leads a process group, which is to end with it.
+    pub(crate) leads: bool,
 }
 
 /// To a zygote, first of all. With it go a pidfd of the parent and the ledger.
@@ -63,8 +70,10 @@ pub(crate) struct Hello {
 pub(crate) enum Request {
     /// A child, please. With it goes the child's end of its line, and, for a spare, the directory to wait in.
     Child(Wanted),
-    /// One that it has not made itself is to be seen to as well. With it goes the child's pidfd.
-    Ward { pid: u32, grace: Option<Duration> },
+    /// One that it has not made itself is to be seen to as well, or one that leads a group. With it goes the child's pidfd.
+    Ward { pid: u32, guard: Guard },
+    /// One that leads a group has ended, and nothing of its group is to be ended any more. Its pidfd's identity.
+    Release(u64),
     /// The environment that its children are to have from now on, as in [`Context`]: so many bytes, in memory that goes with it.
     Environment(usize),
 }

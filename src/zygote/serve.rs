@@ -19,7 +19,7 @@ use crate::sys::io::{AsFd, OwnedFd};
 use crate::sys::ledger::{Care, Ledger};
 use crate::sys::memory::Mapping;
 use crate::wire::codec;
-use crate::wire::message::{Hello, Reply, Request, Welcome};
+use crate::wire::message::{Guard, Hello, Reply, Request, Welcome};
 
 /// Larger than any message that comes here.
 const BUFFER: usize = 4096;
@@ -48,6 +48,7 @@ pub(crate) fn main(claim: Claim) -> ! {
     // 3. The line, and on it whose zygote we are.
     let line = sys::io::take_line();
     let Some((parent, ledger)) = welcomed(&line, &claim) else { sys::lifecycle::exit_now(0) };
+    step("zygote", "welcomed");
     // 4. Whether we can be one.
     let alone = Alone::prove();
     let hello = Hello { unfit: alone.as_ref().err().cloned(), rights: sys::rights::of_this_thread() };
@@ -111,12 +112,12 @@ impl Zygote {
             step("zygote", "asked");
             let request = match codec::decode(&buffer[..received.count]) {
                 Ok(Request::Child(request)) => request,
-                Ok(Request::Ward { pid, grace }) => {
-                    self.add_ward(pid, grace, &received.descriptors);
-                    continue;
-                }
                 Ok(Request::Environment(length)) => {
                     self.adopt(length, &received.descriptors);
+                    continue;
+                }
+                Ok(other) => {
+                    self.on_other(other, received.descriptors);
                     continue;
                 }
                 Err(_) => continue,
@@ -128,9 +129,11 @@ impl Zygote {
                 continue;
             };
             self.ledger.begin(request.id);
+            step("zygote", "begun");
             match alone.clone(&self.ledger) {
                 Ok(None) => {
-                    let Self { claim, line: own, parent, ledger, .. } = self;
+                    let Self { claim, line: own, parent, ledger, wards, .. } = self;
+                    wards.forget();
                     // Its place is taken by the child's line, which closes it; and the ledger is not here.
                     std::mem::forget((own, ledger));
                     hook::adopt(request.wish);
@@ -144,12 +147,10 @@ impl Zygote {
                     step("zygote", "cloned");
                     self.reply(request.id, Ok(pid), pidfd.as_ref());
                     step("zygote", "told");
-                    let care = match (request.slot, request.guard) {
-                        (Some(slot), _) => Some(Told::In(slot)),
-                        (None, guard) => guard.map(|guard| Told::Now(Care::End(guard.grace))),
-                    };
-                    if let (Some(care), Some(pidfd)) = (care, pidfd) {
-                        self.wards.add(pid, &pidfd, care);
+                    match (pidfd, request.slot, request.guard) {
+                        (Some(pidfd), Some(slot), _) => self.wards.add(pid, &pidfd, Told::In(slot)),
+                        (Some(pidfd), None, Some(guard)) => self.add_ward(pid, &guard, pidfd),
+                        _ => {}
                     }
                 }
                 Err(error) => self.reply(request.id, Err(error.raw_os_error().unwrap_or_default()), None),
@@ -164,22 +165,38 @@ impl Zygote {
         self.environment.replace(block.to_vec());
     }
 
-    fn add_ward(&mut self, pid: u32, grace: Option<Duration>, descriptors: &[Option<OwnedFd>]) {
-        if let [Some(pidfd), ..] = descriptors {
-            self.wards.add(pid, pidfd, Told::Now(Care::End(grace)));
+    fn add_ward(&mut self, pid: u32, guard: &Guard, pidfd: OwnedFd) {
+        if guard.leads {
+            self.wards.add_group(pid, pidfd, guard.grace);
+        } else {
+            self.wards.add(pid, &pidfd, Told::Now(Care::End(guard.grace)));
+        }
+    }
+
+    /// What is asked of it but children.
+    fn on_other(&mut self, request: Request, descriptors: [Option<OwnedFd>; sys::io::MOST]) {
+        match request {
+            Request::Ward { pid, guard } => {
+                if let Some(pidfd) = descriptors.into_iter().next().flatten() {
+                    self.add_ward(pid, &guard, pidfd);
+                }
+            }
+            Request::Release(identity) => self.wards.release(identity),
+            Request::Child(_) | Request::Environment(_) => {}
         }
     }
 
     /// The parent is gone. What it has entrusted to us with its last words may not have been heard yet: of its end we learn
     /// before, by its pidfd, or because it has not read all that we have said (ECONNRESET, given once).
     fn mourn(&mut self) -> ! {
+        step("zygote", "mourning");
         let mut buffer = [0; BUFFER];
         // Bounded, for a copy of the parent may send what it likes; more than this the line does not hold.
         for _ in 0..MOST_QUEUED {
             match sys::io::receive_with(&self.line, &mut buffer) {
                 Ok(received) if received.count > 0 => {
-                    if let Ok(Request::Ward { pid, grace }) = codec::decode(&buffer[..received.count]) {
-                        self.add_ward(pid, grace, &received.descriptors);
+                    if let Ok(request) = codec::decode(&buffer[..received.count]) {
+                        self.on_other(request, received.descriptors);
                     }
                 }
                 Err(error) if is_end(&error) => {}

@@ -10,13 +10,26 @@ use std::time::{Duration, Instant};
 use crate::sys::clone::identity;
 use crate::sys::io::{AsFd, OwnedFd};
 use crate::sys::ledger::{Care, Ledger};
-use crate::sys::{io, lifecycle, limit, pidfd, signals};
+use crate::sys::{group, io, lifecycle, limit, pidfd, signals};
+
+/// So long at most between two looks whether a group is still there.
+const LOOK: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
 pub(crate) struct Wards {
     list: Vec<Ward>,
     /// How long the list may get before those that have ended are struck off.
     limit: usize,
+    /// Those that lead a process group, which is to end with them.
+    groups: Vec<Group>,
+}
+
+/// A child with a group. It may be gone before the rest of its group: only a descriptor still stands for that then.
+struct Group {
+    pidfd: OwnedFd,
+    pid: u32,
+    identity: u64,
+    grace: Option<Duration>,
 }
 
 struct Ward {
@@ -54,6 +67,25 @@ impl Wards {
         self.list.push(Ward { pid, identity, care });
     }
 
+    /// As [`Wards::add`], for one that leads a group.
+    pub(crate) fn add_group(&mut self, pid: u32, pidfd: OwnedFd, grace: Option<Duration>) {
+        if let Some(identity) = identity(&pidfd) {
+            self.groups.push(Group { pidfd, pid, identity, grace });
+        }
+    }
+
+    /// That one has ended, and its group is nobody's concern any more.
+    pub(crate) fn release(&mut self, identity: u64) {
+        self.groups.retain(|group| group.identity != identity);
+    }
+
+    /// In a copy of the zygote, which is to have no descriptors of other children.
+    pub(crate) fn forget(self) {
+        drop(self.groups);
+        // Whose pages are not worth to be touched.
+        std::mem::forget(self.list);
+    }
+
     /// The parent is gone: lets the guard of each child be heard, kills what lives after its grace, ends.
     pub(crate) fn mourn(&self, ledger: &Ledger) -> ! {
         // A descriptor for each.
@@ -74,15 +106,37 @@ impl Wards {
                 Care::End(_) | Care::LetBe | Care::Parked => {}
             }
         }
-        while !left.is_empty() {
+        let mut groups: Vec<&Group> = Vec::new();
+        for group in &self.groups {
+            // The guard of its leader sends TERM to all of it.
+            let _ = pidfd::send_signal(&group.pidfd, signals::GUARD);
+            group::send_to_rest(&group.pidfd, signals::CONT);
+            groups.extend(group.grace.and_then(|grace| now.checked_add(grace)).map(|_| group));
+        }
+        let mut look = Duration::from_millis(1);
+        while !left.is_empty() || !groups.is_empty() {
             let spent = now.elapsed();
             let rest = |grace: &Duration| grace.saturating_sub(spent);
+            groups.retain(|group| {
+                let is_over = group.grace.is_some_and(|grace| rest(&grace).is_zero());
+                let goes_on = !is_over && group::is_seen_alive(&group.pidfd, group.pid);
+                if !goes_on {
+                    // Also if nobody was seen, for somebody may have been overlooked.
+                    group::send_to_rest(&group.pidfd, signals::KILL);
+                }
+                goes_on
+            });
             for (child, _) in left.iter().filter(|(_, grace)| rest(grace).is_zero()) {
                 let _ = pidfd::send_signal(child, signals::KILL);
             }
             // One that was killed needs a moment.
-            let pause = left.iter().map(|(_, grace)| rest(grace)).min().unwrap_or_default();
+            let graces =
+                left.iter().map(|(_, grace)| *grace).chain(groups.iter().filter_map(|group| group.grace));
+            let pause = graces.map(|grace| rest(&grace)).min().unwrap_or_default();
+            // Nothing tells of the end of a group.
+            let pause = if groups.is_empty() { pause } else { pause.min(look) };
             let pause = pause.max(Duration::from_millis(1));
+            look = (2 * look).min(LOOK);
             let children: Vec<_> = left.iter().map(|(child, _)| child.as_fd()).collect();
             let mut ended = io::wait_any(&children, false, Some(pause)).into_iter();
             left.retain(|_| !ended.next().unwrap_or(true));

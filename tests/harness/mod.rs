@@ -3,18 +3,29 @@
 //!
 //! A test runs its own binary again, for itself alone, with `OFFSPRING_TEST` in the environment. Everything that the
 //! body starts inherits that variable, so that a process which outlived its parents is found by it.
-#![allow(dead_code, unsafe_code, unreachable_pub)]
+#![allow(dead_code, unsafe_code, unreachable_pub, unused_imports)]
 
+pub mod marks;
+mod surroundings;
 pub mod told;
+
+pub mod words;
 
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+pub use surroundings::{
+    as_first_process, become_user, double, good, is_again, library, limit, myself, place, remove,
+    take_all_descriptors,
+};
 
 /// As `OFFSPRING_LAUNCHER` forces them.
 pub const LAUNCHERS: &[&str] = &["exec", "zygote", "spare"];
 const TAG: &str = "OFFSPRING_TEST";
+const CASE: &str = "OFFSPRING_TEST_CASE";
 
 /// Declares tests that run through the harness: through every launcher, or, with `through [..];`, through those alone (`auto`
 /// leaves the choice to the library).
@@ -33,24 +44,59 @@ macro_rules! behaviour {
 }
 
 /// Runs `body` in a process of its own through each launcher; in that process, runs it.
-pub fn run(launchers: &[&str], path: &str, body: impl FnOnce()) {
+pub fn run(launchers: &[&'static str], path: &str, body: impl FnOnce()) {
+    let all: Vec<Case> = launchers.iter().map(|launcher| (*launcher, String::new())).collect();
+    run_cases(&all, path, 1, Duration::from_secs(120), |_| body());
+}
+
+/// A launcher, and what the test's body is told.
+pub type Case = (&'static str, String);
+
+/// Runs `body` for each case in a process of its own, so many `at_once`, each within `limit`; in such a process, runs it for
+/// that case.
+pub fn run_cases(cases: &[Case], path: &str, at_once: usize, limit: Duration, body: impl FnOnce(&str)) {
     if std::env::var_os(TAG).is_some() {
-        return checked(body);
+        let case = std::env::var(CASE).unwrap();
+        return checked(|| body(&case));
     }
     // The test binary's own name for the test is without the crate's.
     let name = path.split_once("::").map_or(path, |(_, name)| name);
-    for launcher in launchers {
-        let tag = format!("{name}-{launcher}-{}", std::process::id());
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args([name, "--exact", "--nocapture", "--test-threads=1"]);
-        command.env(TAG, &tag).env("OFFSPRING_LAUNCHER", launcher).stdin(Stdio::null());
-        let output = finish(command, Duration::from_secs(120));
-        let orphans = tagged(&tag);
-        orphans.iter().for_each(|pid| kill(*pid, libc::SIGKILL));
-        assert!(output.0, "{name} through {launcher}:\n{}", output.1);
-        assert!(output.1.contains("1 passed"), "{name} did not run:\n{}", output.1);
-        assert!(orphans.is_empty(), "{name} through {launcher} left processes: {orphans:?}\n{}", output.1);
-    }
+    let left = Mutex::new(cases.iter());
+    let failed = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(|| {
+                while let Some(case) = next(&left) {
+                    if let Err(how) = run_case(case, name, limit) {
+                        failed.lock().unwrap().push(how);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap();
+    assert!(failed.is_empty(), "{} of {}:\n{}", failed.len(), cases.len(), failed.join("\n"));
+}
+
+fn next<'a>(left: &Mutex<std::slice::Iter<'a, Case>>) -> Option<&'a Case> {
+    left.lock().unwrap().next()
+}
+
+fn run_case((launcher, case): &Case, name: &str, limit: Duration) -> Result<(), String> {
+    let tag = format!("{name}-{launcher}-{case}-{}", std::process::id());
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([name, "--exact", "--nocapture", "--test-threads=1"]);
+    command.env(TAG, &tag).env(CASE, case).env("OFFSPRING_LAUNCHER", launcher).stdin(Stdio::null());
+    let output = finish(command, limit);
+    let orphans = tagged(&tag);
+    orphans.iter().for_each(|pid| kill(*pid, libc::SIGKILL));
+    let what = match () {
+        () if !output.0 => "failed".to_owned(),
+        () if !output.1.contains("1 passed") => "did not run".to_owned(),
+        () if !orphans.is_empty() => format!("left processes: {orphans:?}"),
+        () => return Ok(()),
+    };
+    Err(format!("{name} {case} through {launcher} {what}:\n{}", output.1))
 }
 
 /// Runs a command to its end, or kills it when the time is over; whether it succeeded, and what it printed.
@@ -102,8 +148,11 @@ fn checked(body: impl FnOnce()) {
     let (descriptors, threads) = (entries("fd"), entries("task"));
     body();
     offspring::shutdown();
-    // SAFETY: null asks for no status.
-    let children = unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG | libc::__WALL) };
+    if std::process::id() == 1 {
+        // The first process of a namespace has the orphans as well.
+        eventually("a child is left", || reaped() == -1);
+    }
+    let children = reaped();
     assert_eq!(children, -1, "a child is left: {children}");
     // At once, but where the reaper itself was the one to shut down: then it lets go a moment later.
     eventually("descriptors are left", || entries("fd") == descriptors);
@@ -111,8 +160,14 @@ fn checked(body: impl FnOnce()) {
     eventually("threads are left", || entries("task").is_subset(&threads));
 }
 
+/// A child that has ended, whoever's; 0 if none has, -1 if there is none.
+fn reaped() -> i32 {
+    // SAFETY: null asks for no status.
+    unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG | libc::__WALL) }
+}
+
 /// The names in a directory of /proc/self.
-fn entries(directory: &str) -> BTreeSet<String> {
+pub fn entries(directory: &str) -> BTreeSet<String> {
     let list = std::fs::read_dir(format!("/proc/self/{directory}")).unwrap();
     // Without the descriptor that reads this very list: it is closed again by now.
     let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
@@ -162,20 +217,30 @@ pub fn spares() -> Vec<u32> {
 
 /// The live children of this process that are no units: zygotes, and what they have made and nobody has asked for.
 fn makers_and_made() -> (Vec<u32>, Vec<u32>) {
-    let children = std::fs::read_dir("/proc/self/task")
-        .unwrap()
-        .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok());
-    let children: Vec<String> = children.collect();
-    let pids = children.iter().flat_map(|list| list.split_whitespace()).filter_map(|pid| pid.parse().ok());
     let is_named = |pid: &u32| {
         std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("offspring"))
+    };
+    // One that is about to be executed has the name and the memory of our reaper still.
+    let marker = format!("OFFSPRING_CHILD_OF=offspring-1:zygote:{}:", std::process::id());
+    let is_executed = |pid: &u32| {
+        std::fs::read(format!("/proc/{pid}/environ"))
+            .is_ok_and(|block| block.windows(marker.len()).any(|part| part == marker.as_bytes()))
     };
     // A clone has its maker's name until it has one of its own, but not the page that the maker shares with us.
     let shares = |pid: &u32| {
         std::fs::read_to_string(format!("/proc/{pid}/maps"))
             .is_ok_and(|maps| maps.contains("/memfd:offspring"))
     };
-    pids.filter(|pid| is_alive(*pid)).filter(is_named).partition(shares)
+    children().into_iter().filter(|pid| is_alive(*pid)).filter(is_named).filter(is_executed).partition(shares)
+}
+
+/// All children of this process, whoever made them, also those that have ended and are not reaped.
+pub fn children() -> Vec<u32> {
+    let lists = std::fs::read_dir("/proc/self/task")
+        .unwrap()
+        .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok());
+    let lists: Vec<String> = lists.collect();
+    lists.iter().flat_map(|list| list.split_whitespace()).filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// Every live process with that tag in its environment, but this one, its zygote and its spares.
@@ -206,15 +271,54 @@ pub fn state(pid: u32) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
+/// For what is started from now on: ends at a step of the protocol. No other thread may read the environment here.
+pub fn wish(step: &str) {
+    // SAFETY: see above.
+    unsafe { std::env::set_var("OFFSPRING_STEP", step) };
+}
+
+/// What this process has used of the processors so far.
+pub fn processor_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid record.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// The name of a process, as `ps` shows it.
+pub fn name(pid: u32) -> Option<String> {
+    Some(std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_owned())
+}
+
+/// Whether the kernel is that version, or newer.
+pub fn is_kernel(major: u32, minor: u32) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers =
+        release.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
+}
+
+/// Whether this process may do what root may.
+pub fn is_root() -> bool {
+    // SAFETY: geteuid(2) has no conditions.
+    unsafe { libc::geteuid() == 0 }
+}
+
 /// Makes the calling thread, or the whole process, and what it starts, get an error from one system call.
 pub fn filter(call: libc::c_long, errno: i32, everywhere: bool) -> bool {
     install(&[jump_unless(call as u32, 1), answer(errno)], everywhere)
 }
 
-/// The same of the whole process, but only if the call's first argument is this one.
-pub fn filter_argument(call: libc::c_long, argument: u32, errno: i32) -> bool {
-    let first = load(std::mem::offset_of!(libc::seccomp_data, args));
-    install(&[jump_unless(call as u32, 3), first, jump_unless(argument, 1), answer(errno)], true)
+/// The same of the whole process, but only if that argument of the call (from 0) is this one.
+pub fn filter_argument(call: libc::c_long, place: usize, argument: u32, errno: i32) -> bool {
+    let load = load(std::mem::offset_of!(libc::seccomp_data, args) + place * size_of::<u64>());
+    install(&[jump_unless(call as u32, 3), load, jump_unless(argument, 1), answer(errno)], true)
+}
+
+/// Makes one system call the end of whoever makes it in this process (SIGSYS).
+pub fn forbid(call: libc::c_long) -> bool {
+    let end = libc::sock_filter { k: libc::SECCOMP_RET_KILL_PROCESS, ..answer(0) };
+    install(&[jump_unless(call as u32, 1), end], true)
 }
 
 fn load(offset: usize) -> libc::sock_filter {

@@ -4,15 +4,17 @@ use std::io;
 use std::sync::Arc;
 
 use super::Unit;
+use crate::fd::Arrived;
 use crate::log::News;
 use crate::parent::exec::is_gone;
 use crate::parent::line::{Line, Piece};
 use crate::parent::reaper;
 use crate::parent::table::Outcome;
 use crate::parent::unit::lock;
+use crate::progress::{Board, Progress};
 use crate::sys::io::{AsFd, BorrowedFd};
 use crate::wire::codec;
-use crate::wire::crossing::Packed;
+use crate::wire::crossing::{self, Packed};
 use crate::wire::frame::{self, Frame, Kind};
 use crate::wire::message::{Failed, Step};
 use crate::wire::parcel::{Bytes, Parcel, Unpacked};
@@ -21,6 +23,7 @@ impl Unit {
     /// Sends what fits of what the child is to be told; what is left, the reaper will send.
     pub(crate) fn tell(&self, start: &[u8], unit: &Packed, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut line = lock(&self.line);
+        line.hook("launched");
         let kinds = [Kind::Start, Kind::Unit];
         let mut send = |messages: [Parcel<'_>; 2]| {
             let [start, unit] = &messages;
@@ -39,6 +42,7 @@ impl Unit {
             }
             (sent, _) => sent?,
         };
+        line.hook("told");
         // Else it will be when it is born.
         match () {
             () if !self.is_born() => {}
@@ -64,6 +68,15 @@ impl Unit {
                 None
             });
         }
+    }
+
+    /// The latest that it has reported of how far it has got.
+    pub(crate) fn progress(self: &Arc<Self>) -> Option<Progress> {
+        if lock(&self.state).board.is_none() {
+            // It may have told where to look.
+            self.on_line(&mut [0; 8 << 10]);
+        }
+        lock(&self.state).board.as_ref()?.read()
     }
 
     /// The line is ready: sends what is left to be sent, hears what there is to hear.
@@ -99,7 +112,7 @@ impl Unit {
                             self.change(|life, now| life.on_breach(format!("a message in {error}"), now));
                         }
                         // What it said before its end, and can do without.
-                        Err(_) if kind == Kind::Note => {}
+                        Err(_) if matches!(kind, Kind::Note | Kind::Board) => {}
                         Err(error) => {
                             let failed = Failed { step: Step::Receive, why: error.to_string() };
                             self.outcome(Outcome::Failed(failed));
@@ -148,6 +161,16 @@ impl Unit {
                 }
                 Err(_) => garbled(),
             },
+            Kind::Board => {
+                let mut body = body;
+                let bag = body.bag.take();
+                // If there is no room for it, nothing is told of how far it has got.
+                let memory = crossing::unpack(&body, bag).ok();
+                if let Some(board) = memory.and_then(|Arrived(memory)| Board::of(&memory).ok()) {
+                    lock(&self.state).board.get_or_insert(board);
+                }
+                None
+            }
             Kind::Panicked => {
                 codec::decode(&body).map_or_else(|_| garbled(), |p| self.outcome(Outcome::Panicked(p)))
             }

@@ -6,12 +6,14 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::{Birth, End, Gone, State, Unit, YOUNG};
+use crate::hook;
 use crate::log::News;
 use crate::parent::reaper;
 use crate::parent::table::Verdict;
 use crate::parent::unit::lock;
 use crate::sys::io::{self as sysio, AsFd};
 use crate::sys::pidfd::{self, Reaped};
+use crate::sys::{group, signals};
 use crate::wire::parcel::Bytes;
 
 impl Unit {
@@ -110,8 +112,11 @@ impl Unit {
     }
 
     /// Waits until it is about to run or has ended.
-    pub(crate) fn wait_ready(&self) {
-        self.wait_for(None, |state| state.life.is_ready() || state.life.has_outcome() || state.end.is_some());
+    pub(crate) fn wait_ready(&self, deadline: Option<Instant>) {
+        let is_over = |state: &State| state.life.is_ready() || state.end.is_some();
+        self.wait_for(None, |state| is_over(state) || state.life.has_outcome());
+        // It has said why it will not run, and comes to its end: soon, or else the start does not wait for that.
+        self.wait_for(deadline, is_over);
     }
 
     fn wait_for(&self, deadline: Option<Instant>, done: impl Fn(&State) -> bool) -> bool {
@@ -147,6 +152,32 @@ impl Unit {
         None
     }
 
+    /// Where the kernel knows no group without its leader, what is left of its group gets KILL now, and no grace.
+    fn before_the_end(&self, state: &State) {
+        let is_ended = self.leads && state.life.rest(Instant::now()).is_some_and(|kill_at| kill_at.is_some());
+        if is_ended && !group::outlives_leader(self.pidfd()) && sysio::is_readable(self.pidfd(), 0) {
+            let _ = self.signal(signals::KILL);
+        }
+    }
+
+    /// It has been reaped; nobody has been told yet. What is left of its group is seen to, if it was ended by us.
+    fn leave(self: &Arc<Self>, state: &State) {
+        let Some(runtime) = self.runtime.upgrade().filter(|_| self.leads) else { return };
+        let kill_at = state.life.rest(Instant::now()).flatten();
+        if !kill_at.is_some_and(|kill_at| runtime.remains.add(self, kill_at)) {
+            runtime.zygotes.release(self);
+        } else if !reaper::is_this_thread_of(&runtime) {
+            runtime.poller.ring();
+        }
+    }
+
+    /// Waits until nothing is left of its group that is to be ended with it.
+    pub(crate) fn wait_for_group(&self) {
+        if let Some(runtime) = self.runtime.upgrade().filter(|_| self.leads && !reaper::is_this_thread()) {
+            runtime.remains.wait_for(self);
+        }
+    }
+
     /// It has ended: hears its last words, reaps it, tells everybody. [`Gone::Alive`] if it lives after all.
     pub(crate) fn on_exit(self: &Arc<Self>, buffer: &mut [u8]) -> Gone {
         {
@@ -170,7 +201,10 @@ impl Unit {
             if state.end.is_some() {
                 return Gone::Before;
             }
+            self.before_the_end(&state);
+            hook::step_alone("ended");
             let Some(Reaped { status, usage }) = pidfd::reap(self.pidfd()) else { return Gone::Alive };
+            self.leave(&state);
             let runtime = self.runtime.upgrade();
             let starved = || runtime.as_ref().is_some_and(|runtime| runtime.was_memory_short());
             let ended_by = state.life.ended_by(status, starved);
@@ -186,6 +220,7 @@ impl Unit {
             state.end = Some(End { status, usage, ran, ended_by, stderr, verdict: Some(verdict) });
             state.waker.take()
         };
+        hook::step_alone("reaped");
         // Before anybody is told: a waker may leave the process, or shut all of it down, and neither is to wait for this one.
         drop(lock(&self.slot).take());
         self.close(&mut lock(&self.line));

@@ -12,8 +12,9 @@ use super::{environment, image};
 
 static RAN: AtomicBool = AtomicBool::new(false);
 
+// (Miri calls what stands there without arguments.)
 #[used]
-#[unsafe(link_section = ".init_array")]
+#[cfg_attr(not(miri), unsafe(link_section = ".init_array"))]
 static CONSTRUCTOR: extern "C" fn(c_int, *const *const c_char, *const *const c_char) = constructor;
 
 extern "C" fn constructor(argc: c_int, argv: *const *const c_char, envp: *const *const c_char) {

@@ -70,6 +70,14 @@ pub(crate) fn put_line(line: OwnedFd) {
     unsafe { libc::dup3(line.as_raw_fd(), super::spawn::LINE, libc::O_CLOEXEC) };
 }
 
+/// The line of this process, a child or a zygote: for the test-only step hook.
+#[cfg(feature = "testing")]
+pub(crate) fn own_line() -> BorrowedFd<'static> {
+    // SAFETY: it is open from before `take_line` until the end of the process; if the unit has closed it, the calls that it is
+    // handed to fail.
+    unsafe { BorrowedFd::borrow_raw(super::spawn::LINE) }
+}
+
 /// How many descriptors go with one message at most.
 pub(crate) const MOST: usize = 7;
 

@@ -4,6 +4,8 @@ use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::limits::Limit;
+
 /// Which limit an error of the system speaks of that came of that step, in words for the end of its message.
 pub(crate) fn hint(step: &str, error: &io::Error) -> Option<String> {
     let of = |resource, name: &str| {
@@ -20,6 +22,48 @@ pub(crate) fn hint(step: &str, error: &io::Error) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// Sets a limit of this process, for good. An error, if it would have to be raised and may not be.
+pub(crate) fn set(limit: Limit) -> io::Result<()> {
+    let (resource, most) = match limit {
+        Limit::Memory(bytes) => (Resource::As, bytes),
+        Limit::CpuTime(time) => (Resource::Cpu, time.as_secs()),
+        Limit::OpenFiles(count) => (Resource::Nofile, count),
+        Limit::Processes(count) => (Resource::Nproc, count),
+        Limit::CoreSize(bytes) => (Resource::Core, bytes),
+        Limit::FileSize(bytes) => (Resource::Fsize, bytes),
+    };
+    let maximum = match limit {
+        // XCPU first, and KILL for who goes on.
+        Limit::CpuTime(_) => {
+            let next = most.saturating_add(1);
+            getrlimit(resource).maximum.map_or(next, |maximum| next.min(maximum.max(most)))
+        }
+        Limit::Memory(_) => {
+            let there = address_space().unwrap_or(0);
+            if there >= most {
+                let what = format!("the process takes {there} bytes before it begins");
+                return Err(io::Error::new(io::ErrorKind::OutOfMemory, what));
+            }
+            most
+        }
+        _ => most,
+    };
+    Ok(setrlimit(resource, Rlimit { current: Some(most), maximum: Some(maximum) })?)
+}
+
+/// How many bytes of address space this process takes.
+fn address_space() -> Option<u64> {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = pages.split(' ').next()?.parse().ok()?;
+    // SAFETY: sysconf(3) has no conditions.
+    Some(pages * unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as u64)
+}
+
+/// Adds to this process's niceness, as nice(2).
+pub(crate) fn be_nicer(by: i32) -> io::Result<()> {
+    Ok(rustix::process::nice(by).map(drop)?)
 }
 
 /// From now on this process may have as many files open as it can be given.

@@ -223,26 +223,23 @@ unsafe impl Send for Words {}
 unsafe impl Sync for Words {}
 
 impl Words {
-    /// The length of a file of such.
-    pub(crate) const BYTES: u64 = 4096;
-
-    /// Those in that memory, which is [`shared`] and so long.
-    pub(crate) fn of(file: &OwnedFd) -> io::Result<Self> {
-        if shared_length(file)? != Self::BYTES {
+    /// Those in that memory, which is [`shared`] and has so many bytes.
+    pub(crate) fn of(file: &OwnedFd, bytes: usize) -> io::Result<Self> {
+        if bytes == 0 || shared_length(file)? != bytes as u64 {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "memory of another size"));
         }
         let access = libc::PROT_READ | libc::PROT_WRITE;
-        Region::new(file, Self::BYTES as usize, access, libc::MAP_SHARED).map(Self)
+        Region::new(file, bytes, access, libc::MAP_SHARED).map(Self)
     }
 }
 
 impl Deref for Words {
-    type Target = [AtomicU32; 1024];
+    type Target = [AtomicU32];
 
     fn deref(&self) -> &Self::Target {
         // SAFETY: mapped until the drop, aligned to a page, so long, and of a size that is sealed; any bytes are valid atomics,
         // which others may change.
-        unsafe { &*self.0.start.cast() }
+        unsafe { std::slice::from_raw_parts(self.0.start.cast(), self.0.length / size_of::<AtomicU32>()) }
     }
 }
 

@@ -3,6 +3,7 @@
 pub(crate) mod clone;
 pub(crate) mod constructor;
 pub(crate) mod environment;
+pub(crate) mod group;
 pub(crate) mod image;
 pub(crate) mod io;
 pub(crate) mod ledger;

@@ -12,9 +12,14 @@ use rustix::process::{WaitId, WaitIdOptions};
 /// code, nor a signal.
 const LOST: i32 = 0x007f;
 
+/// A pid, if it can be one.
+fn number(pid: u32) -> Option<rustix::process::Pid> {
+    i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw)
+}
+
 /// A process by its pid.
 pub(crate) fn open(pid: u32) -> io::Result<OwnedFd> {
-    let pid = rustix::process::Pid::from_raw(pid as i32).ok_or(io::ErrorKind::InvalidInput)?;
+    let pid = number(pid).ok_or(io::ErrorKind::InvalidInput)?;
     let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
     super::io::above_stdio(pidfd)
 }
@@ -30,7 +35,7 @@ fn open_child(pid: u32) -> io::Result<OwnedFd> {
 /// Ends a child of ours for which there is no descriptor: by its number, which cannot be a stranger's before it has been
 /// waited for.
 fn end_by_number(pid: u32) {
-    let Some(pid) = rustix::process::Pid::from_raw(pid as i32) else { return };
+    let Some(pid) = number(pid) else { return };
     if rustix::process::waitid(WaitId::Pid(pid), LOOK).is_ok() {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         let _ =

@@ -2,12 +2,13 @@
 //!
 //! The handlers touch atomics and make system calls, nothing else.
 
+use std::io;
 use std::mem::{MaybeUninit, zeroed};
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use libc::{c_int, c_void};
 
@@ -22,6 +23,10 @@ pub(crate) const CONT: i32 = libc::SIGCONT;
 #[cfg(feature = "testing")]
 pub(crate) const STOP_SIGNAL: i32 = libc::SIGSTOP;
 pub(crate) const ABRT: i32 = libc::SIGABRT;
+pub(crate) const SEGV: i32 = libc::SIGSEGV;
+pub(crate) const BUS: i32 = libc::SIGBUS;
+pub(crate) const XCPU: i32 = libc::SIGXCPU;
+pub(crate) const XFSZ: i32 = libc::SIGXFSZ;
 
 /// Whether a process that ends of this signal has brought it upon itself, as far as anybody can tell.
 pub(crate) fn is_own_doing(signal: i32) -> bool {
@@ -188,12 +193,49 @@ pub(crate) fn install_stop() {
         // SAFETY: errno is this thread's own; a handler must leave it as it was.
         let errno = unsafe { *libc::__errno_location() };
         STOP.store(1, Ordering::SeqCst);
+        tell_stop();
         let _ = rustix::thread::futex::wake(&STOP, rustix::thread::futex::Flags::PRIVATE, i32::MAX as u32);
         // SAFETY: as above.
         unsafe { *libc::__errno_location() = errno };
     }
     install(libc::SIGTERM, stop, libc::SA_RESTART);
     install(libc::SIGINT, stop, libc::SA_RESTART);
+}
+
+/// A descriptor that is readable once the unit was told to stop; -1 as long as nobody wants one.
+static STOP_SIGN: AtomicI32 = AtomicI32::new(-1);
+
+fn tell_stop() {
+    let sign = STOP_SIGN.load(Ordering::SeqCst);
+    if sign >= 0 {
+        // SAFETY: write(2) from a word of our own, to a descriptor that is never closed.
+        unsafe { libc::write(sign, (&raw const ONE).cast(), size_of::<u64>()) };
+    }
+}
+
+static ONE: u64 = 1;
+
+/// As [`install_stop`]; gives a descriptor that is readable once the unit was told to stop.
+pub(crate) fn catch_stop() -> io::Result<BorrowedFd<'static>> {
+    let mut sign = STOP_SIGN.load(Ordering::SeqCst);
+    if sign < 0 {
+        let new = super::io::counter()?.into_raw_fd();
+        sign = match STOP_SIGN.compare_exchange(-1, new, Ordering::SeqCst, Ordering::SeqCst) {
+            Ok(_) => new,
+            Err(other) => {
+                // SAFETY: ours, and nobody else knows of it.
+                drop(unsafe { OwnedFd::from_raw_fd(new) });
+                other
+            }
+        };
+    }
+    install_stop();
+    if stopped() {
+        // It has come before there was a sign.
+        tell_stop();
+    }
+    // SAFETY: once there, it stays open for good.
+    Ok(unsafe { BorrowedFd::borrow_raw(sign) })
 }
 
 pub(crate) fn stopped() -> bool {
@@ -220,6 +262,8 @@ pub(crate) fn sleep_until_stopped(pause: Duration) {
 static PARENT: AtomicI32 = AtomicI32::new(0);
 /// Milliseconds; `u64::MAX`: never.
 static GRACE: AtomicU64 = AtomicU64::new(u64::MAX);
+/// Whether this process leads a group that is to end with it.
+static LEADS: AtomicBool = AtomicBool::new(false);
 
 /// The guard's handler: when `parent` is gone, TERM to ourselves, and KILL by a timer of the kernel after the grace.
 ///
@@ -254,8 +298,9 @@ pub(crate) fn prepare_guard() {
 }
 
 /// After [`prepare_guard`], in a child that is to end with its parent. Not earlier, for from now on the line tells of all that
-/// comes on it.
-pub(crate) fn arm_guard(grace: Option<Duration>) {
+/// comes on it. `leads`: whether TERM goes to the whole of its own process group.
+pub(crate) fn arm_guard(grace: Option<Duration>, leads: bool) {
+    LEADS.store(leads, Ordering::Relaxed);
     let grace = grace.map_or(u64::MAX, |grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
     GRACE.store(grace, Ordering::Relaxed);
     // SAFETY: fcntl(2) on our own line.
@@ -323,7 +368,18 @@ fn end_myself() {
             libc::syscall(libc::SYS_timer_create, libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer);
             libc::syscall(libc::SYS_timer_settime, timer, 0, &raw const when, null::<c_void>());
         }
-        libc::kill(libc::getpid(), libc::SIGTERM);
+        let own = libc::getpid();
+        // Its number is ours as long as we live, so that the group cannot be a stranger's. If the unit has left it, there may
+        // be others.
+        let in_group = LEADS.load(Ordering::Relaxed) && libc::getpgrp() == own;
+        if LEADS.load(Ordering::Relaxed) {
+            // First, for what comes after TERM may not come to be done.
+            libc::kill(-own, libc::SIGCONT);
+            libc::kill(-own, libc::SIGTERM);
+        }
+        if !in_group {
+            libc::kill(own, libc::SIGTERM);
+        }
     }
 }
 

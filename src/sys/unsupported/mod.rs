@@ -104,6 +104,34 @@ pub(crate) mod rights {
     }
 }
 
+pub(crate) mod group {
+    use std::io::Result;
+
+    use super::io::OwnedFd;
+
+    pub(crate) fn lead() -> Result<()> {
+        super::none()
+    }
+
+    pub(crate) fn outlives_leader(_: &OwnedFd) -> bool {
+        false
+    }
+
+    pub(crate) fn send(_: &OwnedFd, _: u32, _: i32) -> Result<()> {
+        super::none()
+    }
+
+    pub(crate) fn send_to_rest(_: &OwnedFd, _: i32) {}
+
+    pub(crate) fn has_member(_: &OwnedFd) -> bool {
+        false
+    }
+
+    pub(crate) fn is_seen_alive(_: &OwnedFd, _: u32) -> bool {
+        false
+    }
+}
+
 pub(crate) mod image {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -210,9 +238,7 @@ pub(crate) mod memory {
     pub(crate) struct Words;
 
     impl Words {
-        pub(crate) const BYTES: u64 = 0;
-
-        pub(crate) fn of(_: &OwnedFd) -> Result<Self> {
+        pub(crate) fn of(_: &OwnedFd, _: usize) -> Result<Self> {
             super::none().map(|()| Self)
         }
     }
@@ -255,6 +281,14 @@ pub(crate) mod limit {
     }
 
     pub(crate) fn raise_files() {}
+
+    pub(crate) fn set(_: crate::limits::Limit) -> std::io::Result<()> {
+        super::none()
+    }
+
+    pub(crate) fn be_nicer(_: i32) -> std::io::Result<()> {
+        super::none()
+    }
 
     pub(crate) fn memory_kills() -> Option<u64> {
         None
@@ -361,6 +395,10 @@ pub(crate) mod signals {
     pub(crate) const KILL: i32 = 9;
     pub(crate) const CONT: i32 = 18;
     pub(crate) const ABRT: i32 = 6;
+    pub(crate) const SEGV: i32 = 11;
+    pub(crate) const BUS: i32 = 7;
+    pub(crate) const XCPU: i32 = 24;
+    pub(crate) const XFSZ: i32 = 25;
     pub(crate) const GUARD: i32 = 61;
 
     pub(crate) fn is_own_doing(_: i32) -> bool {
@@ -382,6 +420,10 @@ pub(crate) mod signals {
     }
 
     pub(crate) fn restore(_: Mask) {}
+
+    pub(crate) fn catch_stop() -> std::io::Result<super::io::BorrowedFd<'static>> {
+        super::none()
+    }
 
     pub(crate) fn unblock_all() {}
 
@@ -420,7 +462,7 @@ pub(crate) mod signals {
 
     pub(crate) fn prepare_guard() {}
 
-    pub(crate) fn arm_guard(_: Option<Duration>) {}
+    pub(crate) fn arm_guard(_: Option<Duration>, _: bool) {}
 
     pub(crate) fn dismiss_guard() {}
 

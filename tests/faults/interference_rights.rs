@@ -1,16 +1,14 @@
 //! A unit is never less confined than the thread that starts it, although its zygote may be.
-#![allow(unsafe_code)]
-
-#[path = "harness/mod.rs"]
-mod harness;
 
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::time::Duration;
 
-use harness::can;
 use offspring::{ErrorKind, Offspring, Stdio, Subprocess, SubprocessLoop, spawn};
 use serde::{Deserialize, Serialize};
+
+use crate::behaviour;
+use crate::harness::{self, can};
 
 type Status = BTreeMap<String, String>;
 
@@ -56,31 +54,31 @@ fn call(number: libc::c_long, arguments: [usize; 3]) -> bool {
 }
 
 behaviour! { through ["auto"];
-    fn by_its_user() {
+    fn case_76_confined_by_its_user() {
         compare(&["Uid"], || call(libc::SYS_setresuid, [65534; 3]));
     }
 
-    fn by_its_group() {
+    fn case_76_confined_by_its_group() {
         compare(&["Gid"], || call(libc::SYS_setresgid, [65534; 3]));
     }
 
-    fn by_its_other_groups() {
+    fn case_76_confined_by_its_other_groups() {
         let groups = [7_u32, 65534];
         compare(&["Groups"], move || call(libc::SYS_setgroups, [2, groups.as_ptr() as usize, 0]));
     }
 
-    fn by_no_new_privileges() {
+    fn case_76_confined_by_no_new_privileges() {
         compare(&["NoNewPrivs"], || {
             // SAFETY: sets a flag of this thread.
             unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 }
         });
     }
 
-    fn by_a_filter_of_system_calls() {
+    fn case_76_confined_by_a_filter_of_system_calls() {
         compare(&["Seccomp"], || harness::filter(libc::SYS_acct, libc::EPERM, false));
     }
 
-    fn by_its_capabilities() {
+    fn case_76_confined_by_its_capabilities() {
         // What is taken from the bounding set as well, an execve(2) of root's does not give back.
         compare(&["CapEff"], || {
             // SAFETY: drops one capability (CAP_SYS_TIME) from the bounding set, then from the other sets, of this thread.
@@ -94,7 +92,7 @@ behaviour! { through ["auto"];
         });
     }
 
-    fn a_new_process_group_is_the_units_as_well() {
+    fn case_76_a_new_process_group_is_the_units_as_well() {
         unit();
         let group = |_: ()| {
             // SAFETY: getpgid(2) has no conditions.
@@ -104,7 +102,7 @@ behaviour! { through ["auto"];
         assert_eq!(spawn((), group).unwrap().wait().unwrap(), std::process::id() as i32);
     }
 
-    fn a_parent_that_gives_up_its_user_still_ends_what_it_has() {
+    fn case_76_a_parent_that_gives_up_its_user_still_ends_what_it_has() {
         #[derive(Serialize, Deserialize)]
         struct Count(u32);
         impl SubprocessLoop for Count {
@@ -158,7 +156,7 @@ behaviour! { through ["auto"];
         parent.unwrap().wait().unwrap();
     }
 
-    fn a_user_without_rights_starts_units_through_a_zygote() {
+    fn case_76_a_user_without_rights_starts_units_through_a_zygote() {
         let nobody = spawn((), |()| {
             if !can("another user", call(libc::SYS_setresgid, [65534; 3]) && call(libc::SYS_setresuid, [65534; 3])) {
                 return;
@@ -170,5 +168,28 @@ behaviour! { through ["auto"];
             }
         });
         nobody.unwrap().wait().unwrap();
+    }
+}
+
+/// The name of the machine in this thread's namespace.
+fn machine(_: ()) -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().to_owned()
+}
+
+behaviour! { through ["zygote", "spare"];
+    fn case_76_a_new_namespace_is_the_units_after_a_shutdown() {
+        // The file tells whose namespace the reader is in.
+        let old = spawn((), machine).unwrap().wait().unwrap();
+        // SAFETY: a new namespace for this thread, and a name in it.
+        let renamed = unsafe { libc::unshare(libc::CLONE_NEWUTS) == 0 && libc::sethostname(c"elsewhere".as_ptr(), 9) == 0 };
+        if can("a namespace", renamed) {
+            assert_eq!(machine(()), "elsewhere");
+            assert_eq!(spawn((), machine).unwrap().wait().unwrap(), old);
+            offspring::shutdown();
+            // The very first is executed, while the zygote is being made.
+            for _ in 0..2 {
+                assert_eq!(spawn((), machine).unwrap().wait().unwrap(), "elsewhere");
+            }
+        }
     }
 }
