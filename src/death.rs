@@ -5,6 +5,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use crate::error::{Panic, Subject};
+use crate::limits::Limit;
 use crate::parent::shutdown::Why;
 use crate::sys::{pidfd, signals};
 
@@ -64,6 +65,9 @@ pub enum EndedBy {
     /// The kernel, for want of memory: it was killed, not by us, and the kernel has counted such a kill since the last time we
     /// looked (`oom_kill` in `/proc/vmstat`). Another process may have been meant by that.
     OutOfMemory,
+    /// The kernel, for a limit that the builder set. (If it only may have been, as with memory, that is in
+    /// [`Error::limit`](crate::Error::limit), and here it is `Itself`.)
+    Limit(Limit),
     /// Somebody else, by a signal. Or itself: nothing tells the two apart.
     Other,
 }
@@ -200,7 +204,7 @@ impl fmt::Display for Death {
             EndedBy::StartTimeout => "ended by us, for it was not ready in time",
             EndedBy::Protocol => "ended by us, for it sent what is no message",
             EndedBy::Lingering => "ended by us, for it went on after its last word",
-            EndedBy::OutOfMemory => "ended by the kernel",
+            EndedBy::OutOfMemory | EndedBy::Limit(_) => "ended by the kernel",
             EndedBy::Other => "ended by somebody else",
         };
         writeln!(f, "{}: {} after {:.3?}, {by}", self.subject, self.how(), self.ran)?;

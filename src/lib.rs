@@ -13,6 +13,7 @@ mod progress;
 mod process;
 mod error;
 mod death;
+mod verdict;
 mod limits;
 // The user's process
 mod parent;

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use crate::builder::{Builder, Environment, Settings, Stream};
 use crate::child;
-use crate::death::{Death, is_as_asked, last_lines};
-use crate::error::{Error, ErrorKind, Panic, Subject};
-use crate::limits::{Hit, Limits};
+use crate::death::{is_as_asked, last_lines};
+use crate::error::{Error, ErrorKind, Subject};
+use crate::limits::Limits;
 use crate::parent::launcher::{self, Order, Started};
 use crate::parent::reaper;
 use crate::parent::shutdown::Why;
@@ -20,10 +20,9 @@ use crate::process::Process;
 use crate::progress::Progress;
 use crate::subprocess::Subprocess;
 use crate::sys::io::{self as sysio, OwnedFd};
-use crate::sys::pidfd;
+use crate::verdict;
 use crate::wire::codec::CodecError;
 use crate::wire::crossing;
-use crate::wire::message::Step;
 use crate::wire::parcel::Bytes;
 
 /// A unit of work in a child process, and the way to its result.
@@ -339,14 +338,16 @@ impl<R> Offspring<R> {
             Err(error) => return Some(Err(error)),
         };
         let waker = context.map(|context| context.waker());
-        let (verdict, mut death) = process.0.poll(waker, |end| (end.verdict.take(), self.certify(end)))?;
-        let cpu_time = death.usage.map(|usage| usage.cpu_time);
-        let hit = pidfd::signal(death.status).and_then(|signal| self.limits.hit(signal, cpu_time));
+        let (verdict, mut death) =
+            process.0.poll(waker, |end| (end.verdict.take(), verdict::certify(&self.subject, end)))?;
         if let (None, Some(pipe)) = (&death.stderr, &self.pipes[2]) {
             death.stderr = sysio::peek(pipe).ok().map(|bytes| last_lines(&bytes));
         }
         // Decoded here, in the thread that asks.
-        let result = verdict.ok_or_else(|| self.taken()).and_then(|verdict| self.judge(verdict, death, hit));
+        let result = verdict
+            .ok_or_else(|| self.taken())
+            .and_then(|verdict| verdict::judge(verdict, death, &self.limits))
+            .and_then(|bytes| self.decoded(bytes));
         self.ended = match &result {
             Ok(_) => Ended::Taken,
             Err(error) => Ended::Error(error.clone()),
@@ -368,73 +369,6 @@ impl<R> Offspring<R> {
                 "its result could not be decoded in the parent: its Deserialize panicked",
             )),
         }
-    }
-
-    fn certify(&self, end: &mut End) -> Death {
-        Death {
-            subject: self.subject.clone(),
-            status: end.status,
-            ran: end.ran,
-            usage: end.usage,
-            ended_by: end.ended_by,
-            stderr: end.stderr.take(),
-            panic: None,
-        }
-    }
-
-    fn judge(&self, verdict: Verdict, mut death: Death, hit: Option<Hit>) -> Result<R, Error> {
-        let how = death.how();
-        let error = match verdict {
-            Verdict::Value(bytes) => return self.decoded(bytes),
-            Verdict::Panicked(panic) => {
-                let place = match (&panic.file, panic.line) {
-                    (Some(file), Some(line)) => format!(" at {file}:{line}"),
-                    _ => String::new(),
-                };
-                death.panic = Some(Panic(panic.clone()));
-                self.error(ErrorKind::Panicked, &format!("panicked{place}: {}", panic.message))
-                    .with_panic(panic)
-            }
-            Verdict::Failed(failed) => {
-                let (kind, what) = match failed.step {
-                    Step::Setup => (ErrorKind::Start, "could not be set up in the child"),
-                    Step::Decode => (ErrorKind::Decode, "could not be decoded in the child"),
-                    Step::Receive => (ErrorKind::Decode, "its result could not be received"),
-                    Step::Encode => (ErrorKind::Encode, "its result could not be encoded in the child"),
-                };
-                self.error(kind, &format!("{what}: {}", failed.why))
-            }
-            Verdict::Died { breach: Some(breach), .. } => {
-                self.error(ErrorKind::Died, &format!("was killed by us while it ran, for {breach}"))
-            }
-            Verdict::Died { ended: Some((why, killed)), .. } => {
-                let by = if killed { "killed" } else { "terminated" };
-                match why {
-                    Why::Timeout => {
-                        self.error(ErrorKind::TimedOut, &format!("its time was over; {by} by us ({how})"))
-                    }
-                    Why::Start => {
-                        self.error(ErrorKind::Start, &format!("did not become ready in time; {by} by us"))
-                    }
-                    Why::Exit => self.error(
-                        ErrorKind::ShuttingDown,
-                        &format!("{by} by us when its parent shut down ({how})"),
-                    ),
-                    Why::Shutdown | Why::Breach | Why::Lingering => {
-                        self.error(ErrorKind::Died, &format!("{by} by us on shutdown ({how})"))
-                    }
-                }
-            }
-            Verdict::Died { ended: None, ready, .. } => {
-                let (kind, what) = match ready {
-                    false => (ErrorKind::Start, "died before it could run"),
-                    true => (ErrorKind::Died, "died while it ran, without a result"),
-                };
-                let why = hit.map_or_else(String::new, |hit| format!("; {hit}"));
-                self.error(kind, &format!("{what}: {how}{why}")).with_limit(hit.map(|hit| hit.limit))
-            }
-        };
-        Err(error.with_death(death))
     }
 
     /// Nobody can take the pipes any more: the input is closed, the outputs are read and thrown away.

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
-use offspring::{Builder, Error, ErrorKind, Limit, Offspring, Stdio, Subprocess, SubprocessLoop};
+use offspring::{Builder, EndedBy, Error, ErrorKind, Limit, Offspring, Stdio, Subprocess, SubprocessLoop};
 use serde::{Deserialize, Serialize};
 
 const MIB: u64 = 1 << 20;
@@ -185,6 +185,7 @@ behaviour! {
         let found = error(stunt(Stunt::SpinOn).limit_cpu_time(Duration::from_secs(1)));
         assert_eq!((found.kind(), signal(&found)), (ErrorKind::Died, Some(libc::SIGKILL)));
         assert_eq!(found.limit(), Some(Limit::CpuTime(Duration::from_secs(1))));
+        assert_eq!(found.death().unwrap().ended_by(), EndedBy::Limit(Limit::CpuTime(Duration::from_secs(1))));
         assert!(found.to_string().ends_with("; it ran into its limit of CPU time (1 s)"), "{found}");
     }
 
@@ -241,6 +242,7 @@ behaviour! {
         let found = error(stunt(Stunt::Write(4097)).limit_file_size(4096));
         assert_eq!((found.kind(), signal(&found)), (ErrorKind::Died, Some(libc::SIGXFSZ)));
         assert_eq!(found.limit(), Some(Limit::FileSize(4096)));
+        assert_eq!(found.death().unwrap().ended_by(), EndedBy::Limit(Limit::FileSize(4096)));
         assert!(found.to_string().ends_with("; it ran into its limit of a file's size (4096 bytes)"), "{found}");
     }
 

@@ -69,6 +69,7 @@ fn those_that_only_decide_ask_neither_the_system_nor_the_clock() {
     for (path, text) in sources("src") {
         if [
             "death.rs",
+            "verdict.rs",
             "limits.rs",
             "parent/shutdown.rs",
             "parent/spares.rs",
