@@ -119,7 +119,8 @@ thread_local! {
 
 impl End {
     fn receive<T: DeserializeOwned>(&self) -> Result<T, Stop> {
-        let mut buffer = BUFFER.take();
+        // (When the thread ends there is none any more.)
+        let mut buffer = BUFFER.try_with(Cell::take).unwrap_or_default();
         // A byte more than there can be, so that what is cut off shows.
         buffer.resize(SMALL + 2, 0);
         let received = sysio::receive_with(&self.socket, &mut buffer);
@@ -136,7 +137,7 @@ impl End {
                 unpack(tag, body, &mut descriptors).map_err(Stop::Failed)
             }
         });
-        BUFFER.set(buffer);
+        let _ = BUFFER.try_with(|kept| kept.set(buffer));
         result
     }
 }

@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::mem::ManuallyDrop;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -14,8 +15,9 @@ use super::codec::{self, CodecError};
 use crate::sys::io::{self as sysio, AsFd, BorrowedFd, OwnedFd};
 
 thread_local! {
-    /// The crossing that this thread is in the middle of.
-    static CURRENT: RefCell<Crossing> = const { RefCell::new(Crossing::None) };
+    /// The crossing that this thread is in the middle of. Between two of them there is nothing to be dropped; without a destructor
+    /// it can be asked at any time, also when a thread or the process ends.
+    static CURRENT: RefCell<ManuallyDrop<Crossing>> = const { RefCell::new(ManuallyDrop::new(Crossing::None)) };
 }
 
 #[derive(Default)]
@@ -57,14 +59,18 @@ fn within<R>(crossing: Crossing, act: impl FnOnce() -> R) -> (R, Crossing) {
     struct Before(Crossing);
     impl Drop for Before {
         fn drop(&mut self) {
-            CURRENT.set(std::mem::take(&mut self.0));
+            drop(exchange(std::mem::take(&mut self.0)));
         }
     }
-    let before = Before(CURRENT.replace(crossing));
+    let before = Before(exchange(crossing));
     let result = act();
-    let crossing = CURRENT.take();
+    let crossing = exchange(Crossing::None);
     drop(before);
     (result, crossing)
+}
+
+fn exchange(crossing: Crossing) -> Crossing {
+    ManuallyDrop::into_inner(CURRENT.replace(ManuallyDrop::new(crossing)))
 }
 
 /// Why a descriptor is no value.
@@ -72,7 +78,7 @@ const OUTSIDE: &str = "a descriptor crosses to a unit, in its result, or through
 
 /// For what is being encoded: the place of a descriptor in the list.
 pub(crate) fn leave(descriptor: BorrowedFd<'_>) -> Result<u32, String> {
-    CURRENT.with_borrow_mut(|crossing| match crossing {
+    CURRENT.with_borrow_mut(|crossing| match &mut **crossing {
         Crossing::Out(list) => {
             let copy = sysio::duplicate(descriptor);
             list.push(copy.map_err(|error| format!("a descriptor cannot be duplicated: {error}"))?);
@@ -84,7 +90,7 @@ pub(crate) fn leave(descriptor: BorrowedFd<'_>) -> Result<u32, String> {
 
 /// For what is being decoded: the descriptor at that place.
 pub(crate) fn take(place: u32) -> Result<OwnedFd, String> {
-    CURRENT.with_borrow_mut(|crossing| match crossing {
+    CURRENT.with_borrow_mut(|crossing| match &mut **crossing {
         Crossing::In(list) => {
             let slot = list.get_mut(place as usize).ok_or("its descriptor did not arrive")?;
             slot.take().ok_or_else(|| "a descriptor that was taken before".into())

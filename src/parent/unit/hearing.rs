@@ -161,6 +161,7 @@ impl Unit {
                 }
                 Err(_) => garbled(),
             },
+            Kind::Board if body.bag.is_none() => garbled(),
             Kind::Board => {
                 let mut body = body;
                 let bag = body.bag.take();
