@@ -140,7 +140,7 @@ behaviour! {
             (header(NOTE, (16 << 20) + 1), "claims to be"),
             (header(0, 0), "unknown kind"),
             (header(4, 0), "unknown kind"),
-            (header(21, 0), "unknown kind"),
+            (header(22, 0), "unknown kind"),
             (header(u32::MAX, 0), "unknown kind"),
             (frame(1, b"\xc0"), "only parents send"),
             (frame(2, b"\xc0"), "only parents send"),
@@ -148,6 +148,7 @@ behaviour! {
             (frame(NOTE, b"\xc1\xc1"), "cannot be read"),
             (frame(19, b"\xc1\xc1"), "cannot be read"),
             (frame(20, b""), "cannot be read"),
+            (frame(21, b"\x00"), "cannot be read"),
             ([frame(READY, b""), b"and then rubbish".to_vec()].concat(), "something else than messages"),
         ] {
             is_refused(&words(said), ErrorKind::Died, word);
