@@ -44,19 +44,26 @@ pub(crate) fn run(mut command: Command, tag: &str, limit: Duration, done: &mut d
         }
     });
     let began = Instant::now();
-    let mut report = None;
-    let mut ended = None;
+    let (mut report, mut ended) = (None, None);
+    let mut patience = None;
     loop {
         match told.recv_timeout(Duration::from_millis(20)) {
             Ok(Message::Done(count)) => done(count),
             Ok(Message::Report(found)) => report = Some(found),
-            // Once more after its end, for what it said last.
-            Err(RecvTimeoutError::Timeout) if ended.is_none() => {}
-            Err(_) if ended.is_some() => break,
-            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            // Nobody has the pipe any more.
+            Err(RecvTimeoutError::Disconnected) if ended.is_some() => break,
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(Duration::from_millis(5)),
+            Err(RecvTimeoutError::Timeout) => {}
         }
         if ended.is_none() {
             ended = child.try_wait().ok().flatten();
+        }
+        // What it said last may be still on its way.
+        if ended.is_some() {
+            let end = *patience.get_or_insert_with(|| Instant::now() + Duration::from_secs(5));
+            if report.is_some() || Instant::now() > end {
+                break;
+            }
         }
         if ended.is_none() && began.elapsed() > limit {
             processes::kill_tagged(tag);

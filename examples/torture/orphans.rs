@@ -147,10 +147,18 @@ pub(crate) fn with_the_zygote(job: &Job) -> String {
     let (mut times, orphans) = deaths(job, "deaf", 2, DEAF, kill, &job.tally);
     let longest = quantile(&mut times, 1.0);
     job.tally.bound("until all are gone", longest, GRACE + ON_TOP);
-    format!(
-        "{orphans} orphans; all gone after {} (p99), {} at most, with a grace of {}",
-        ms(quantile(&mut times, 0.99)),
-        ms(longest),
-        ms(GRACE)
-    )
+    let grace = if job.peer.is_none() { format!(", with a grace of {}", ms(GRACE)) } else { String::new() };
+    said(orphans, &mut times, job) + &grace
+}
+
+fn said(orphans: u64, times: &mut [Duration], job: &Job) -> String {
+    if times.is_empty() {
+        return format!("{orphans} orphans, of each parent");
+    }
+    let of = match job.tally.failed() {
+        0 => String::new(),
+        parents => format!(", of {parents} parents, else"),
+    };
+    let (p99, longest) = (ms(quantile(times, 0.99)), ms(quantile(times, 1.0)));
+    format!("{orphans} orphans{of}; all gone after {p99} (p99), {longest} at most")
 }

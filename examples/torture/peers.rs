@@ -47,12 +47,13 @@ pub(crate) fn prepare(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// So often, at most: these take a process's whole life of a millisecond or two for each, and Python's fifty.
+/// So often, at most: it is to be over in minutes.
 pub(crate) fn bearable(name: Option<&str>, figure: u32, count: u64) -> u64 {
     match (name, figure) {
         (Some(name), 6) if is_python(name) => count.min(1000),
         (Some(name), 9) if is_python(name) => count.min(200),
-        (Some(name), 2 | 3) if is_python(name) => count.min(200),
+        // An orphan is waited for.
+        (Some(_), 2 | 3) => count.min(100),
         _ => count,
     }
 }
@@ -69,6 +70,8 @@ pub(crate) fn command(name: &str, role: &[&str], tag: &str) -> Command {
     };
     command.arg(name).args(role);
     tag_it(&mut command, tag);
+    // Their children complain of what the figure does to them.
+    command.stderr(Stdio::null());
     command
 }
 
