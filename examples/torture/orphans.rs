@@ -123,11 +123,7 @@ pub(crate) fn at_any_moment(job: &Job) -> String {
     let (mut times, orphans) = deaths(job, "parent", 1, 1, kill, &job.tally);
     let longest = quantile(&mut times, 1.0);
     job.tally.bound("until all are gone", longest, OBEDIENT);
-    format!(
-        "{orphans} orphans; all gone after {} (p99), {} at most",
-        ms(quantile(&mut times, 0.99)),
-        ms(longest)
-    )
+    said(orphans, &mut times, job)
 }
 
 pub(crate) fn with_the_zygote(job: &Job) -> String {

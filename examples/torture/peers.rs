@@ -50,10 +50,10 @@ pub(crate) fn prepare(name: &str) -> Result<(), String> {
 /// So often, at most: it is to be over in minutes.
 pub(crate) fn bearable(name: Option<&str>, figure: u32, count: u64) -> u64 {
     match (name, figure) {
-        (Some(name), 6) if is_python(name) => count.min(1000),
+        (Some(name), 6) if is_python(name) => count.min(500),
         (Some(name), 9) if is_python(name) => count.min(200),
         // An orphan is waited for.
-        (Some(_), 2 | 3) => count.min(100),
+        (Some(_), 2 | 3) => count.min(50),
         _ => count,
     }
 }

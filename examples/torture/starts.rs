@@ -1,7 +1,7 @@
 //! Figures 1 and 6: many starts, none wrong, and nothing that stays.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use offspring::{Offspring, spawn};
 
@@ -10,6 +10,9 @@ use crate::processes::{Belongings, entries, eventually, private_memory, zygotes,
 
 /// At once: what two processors are kept busy by.
 const THREADS: u64 = 4;
+
+/// No descriptor comes or goes for so long.
+const SETTLED: Duration = Duration::from_millis(500);
 
 /// So much memory may come, in KiB.
 const GROWTH: i64 = 1024;
@@ -43,6 +46,16 @@ fn footprint(zygote: u32, tally: &Tally) -> [i64; 5] {
     // Spares come and go; after a second without a start there are none.
     tally.check(eventually(|| zygotes_and_spares(own).1.is_empty()), || "the spares stay".into());
     let count = |pid, directory| entries(pid, directory).len() as i64;
+    // What belonged to the last of them is let go of a moment later.
+    let (mut descriptors, mut since) = (count(own, "fd"), Instant::now());
+    let is_settled = eventually(|| {
+        let now = count(own, "fd");
+        if now != descriptors {
+            (descriptors, since) = (now, Instant::now());
+        }
+        since.elapsed() > SETTLED
+    });
+    tally.check(is_settled, || "the number of descriptors does not come to rest".into());
     [
         count(own, "fd"),
         count(own, "task"),
