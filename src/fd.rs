@@ -1,6 +1,6 @@
 //! Files, sockets, pipes and whatever else has a descriptor, as parts of a value that crosses to another process.
 //!
-//! Any type that is [`AsFd`](std::os::fd::AsFd) and `From<OwnedFd>` crosses with `#[serde(with = "offspring::fd")]`, also within `Option` and `Vec`: to a
+//! Any type that is [`AsFd`] and `From<OwnedFd>` crosses with `#[serde(with = "offspring::fd")]`, also within `Option` and `Vec`: to a
 //! unit, in its result, and through a [`channel`](crate::channel()). The other process gets a duplicate, which is close-on-exec; the original
 //! stays what it is. There may be as many as either process may have open.
 //!
