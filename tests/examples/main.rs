@@ -4,6 +4,8 @@
 //! run is what was built before: `cargo build --examples` first, in the same profile.
 #![cfg(all(target_os = "linux", not(offspring_unsupported)))]
 
+mod joined;
+
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
