@@ -41,7 +41,7 @@ impl Subprocess for Stunt {
             Stunt::Spin => loop {
                 black_box(());
             },
-            Stunt::Hoard => vec![1_u8; black_box(2 << 30)].len(),
+            Stunt::Hoard => black_box(vec![1_u8; 2 << 30]).len(),
             Stunt::Panic => panic!("what a pity"),
             Stunt::Exit => std::process::exit(3),
             Stunt::Succeed => 42,

@@ -169,7 +169,7 @@ behaviour! {
         let Some(group) = Group::new(&harness::tag(), 64 * MEGABYTE) else { return };
         let error = spawn(group.0.clone(), |group: PathBuf| {
             std::fs::write(group.join("cgroup.procs"), std::process::id().to_string()).unwrap();
-            let all: Vec<Vec<u8>> = (0..1000).map(|n| vec![n as u8; MEGABYTE]).collect();
+            let all: Vec<Vec<u8>> = (0..1000).map(|n| std::hint::black_box(vec![n as u8; MEGABYTE])).collect();
             all.iter().map(Vec::len).sum::<usize>()
         });
         let error = error.unwrap().wait().unwrap_err();
