@@ -101,6 +101,24 @@ behaviour! {
         }
     }
 
+    fn case_77_what_is_at_the_place_of_a_closed_stream_and_is_not_for_others_is_not_taken_for_it() {
+        // As a descriptor that another thread has made this very moment.
+        let other = std::fs::File::open("/dev/zero").unwrap();
+        // SAFETY: the copy keeps the file; what is put back is what was there.
+        unsafe {
+            let kept = libc::fcntl(0, libc::F_DUPFD_CLOEXEC, 10);
+            for _ in 0..3 {
+                libc::dup3(std::os::fd::AsRawFd::as_raw_fd(&other), 0, libc::O_CLOEXEC);
+                let view = spawn((), look_and_speak).and_then(Offspring::wait);
+                libc::dup2(kept, 0);
+                assert_eq!(view.unwrap().files[0], "/dev/null");
+                let view = spawn((), look_and_speak).and_then(Offspring::wait).unwrap();
+                assert_eq!(view.files[0], std::fs::read_link("/proc/self/fd/0").unwrap().display().to_string());
+            }
+            libc::close(kept);
+        }
+    }
+
     fn case_77_streams_that_are_closed_in_the_parent_are_null_in_the_child() {
         // SAFETY: the copies keep the files; what is put back is what was there.
         unsafe {

@@ -239,11 +239,17 @@ pub(crate) fn make_room(socket: &OwnedFd, bytes: u64) {
     }
 }
 
-/// A standard stream of this process, if it is open.
+/// A standard stream of this process, if it is open, and would be in a program that is executed.
+///
+/// Where the program has closed one, any descriptor that is made now is at its place for a moment, in whatever thread. Those
+/// of this crate and of std are close-on-exec from birth, and so they are not taken for the stream.
 pub(crate) fn standard(stream: i32) -> Option<BorrowedFd<'static>> {
     // SAFETY: fcntl(2) fails on a descriptor that is not open; what is borrowed here is only ever handed to system calls,
     // which fail as well if the program closes the stream meanwhile.
-    unsafe { (libc::fcntl(stream, libc::F_GETFD) >= 0).then(|| BorrowedFd::borrow_raw(stream)) }
+    unsafe {
+        let flags = libc::fcntl(stream, libc::F_GETFD);
+        (flags >= 0 && flags & libc::FD_CLOEXEC == 0).then(|| BorrowedFd::borrow_raw(stream))
+    }
 }
 
 /// Puts a file in the place of a standard stream.
