@@ -1,6 +1,7 @@
 //! Prints the SHA-256 of every regular file below the given paths, as `sha256sum` does: one child process a file.
 //!
-//! Shows a unit that runs once, many of them at a time, and that the end of one child costs one file, not the run.
+//! Shows a unit that runs once, many of them at a time, that the end of one child costs one file, not the run, and how a unit reports
+//! how far it has got: on a terminal, all that has been hashed is told, and each file that takes its time has a bar of its own.
 //!
 //! `cargo run --release --example digest -- PATH...`
 //!
@@ -14,11 +15,12 @@ use std::io::{self, BufWriter, Read, Write};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::thread;
+use std::time::Duration;
 
 use clap::Parser;
-use indicatif::ProgressBar;
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 use offspring::Subprocess;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -41,19 +43,77 @@ impl Subprocess for DigestFile {
 
 fn sha256(path: &OsStr) -> io::Result<String> {
     let mut file = File::open(path)?;
+    let unit = offspring::current().expect("this is a unit's process");
+    let (mut done, total) = (0, file.metadata()?.len());
     let mut hash = Sha256::new();
     let mut chunk = vec![0; 256 << 10];
     loop {
         match file.read(&mut chunk)? {
             0 => return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
-            count => hash.update(&chunk[..count]),
+            count => {
+                hash.update(&chunk[..count]);
+                done += count as u64;
+                // Into memory that the parent sees: no system call, nobody is woken.
+                unit.progress(done, Some(total), "");
+            }
         }
     }
 }
 
-/// In the parent: starts the child, and waits for what it has to say.
-fn digest(path: OsString) -> Result<String, Box<dyn Error>> {
-    Ok(DigestFile { path }.spawn()?.wait()??)
+/// In the parent: starts the child, and waits for what it has to say. Meanwhile looks how far it has got.
+fn digest(path: &OsStr, bars: &Bars) -> Result<String, Box<dyn Error>> {
+    let mut unit = DigestFile { path: path.to_owned() }.spawn()?;
+    // A bar for this file, if it is not done by the first look.
+    let mut bar = None;
+    let mut before = 0;
+    let result = loop {
+        let result = unit.wait_timeout(Duration::from_millis(100));
+        // Also of one that has ended, or died.
+        if let Some(progress) = unit.progress() {
+            bars.add(progress.done - before);
+            before = progress.done;
+            if let Ok(None) = result {
+                let bar = bar.get_or_insert_with(|| bars.of_file(path));
+                bar.set_length(progress.total.unwrap_or_default());
+                bar.set_position(progress.done);
+            }
+        }
+        if let Some(result) = result.transpose() {
+            break result;
+        }
+    };
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    Ok(result??)
+}
+
+/// What is drawn on standard error, if that is a terminal.
+struct Bars {
+    all: MultiProgress,
+    files: ProgressBar,
+    hashed: AtomicU64,
+}
+
+impl Bars {
+    fn new() -> Self {
+        let all = MultiProgress::new();
+        let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} files, {msg}");
+        let files = ProgressBar::new(0).with_style(style.expect("a template"));
+        Self { files: all.add(files), all, hashed: AtomicU64::new(0) }
+    }
+
+    /// So many more bytes have been hashed.
+    fn add(&self, bytes: u64) {
+        let hashed = self.hashed.fetch_add(bytes, Relaxed) + bytes;
+        self.files.set_message(HumanBytes(hashed).to_string());
+    }
+
+    fn of_file(&self, path: &OsStr) -> ProgressBar {
+        let style = ProgressStyle::with_template("{bytes:>12} of {total_bytes:12} {wide_msg}");
+        let bar = ProgressBar::new(0).with_style(style.expect("a template"));
+        self.all.add(bar.with_message(format!("{path:?}")))
+    }
 }
 
 /// Prints the SHA-256 of every regular file below the given paths, sorted by path.
@@ -79,29 +139,28 @@ fn main() -> ExitCode {
         Err(help) => help.exit(),
     };
 
-    // Drawn on standard error, if that is a terminal.
-    let bar = ProgressBar::new(0);
+    let bars = Bars::new();
     let failed = AtomicBool::new(false);
     let complain = |path: &OsStr, why: &dyn Display| {
         failed.store(true, Relaxed);
-        bar.suspend(|| say(&format!("{path:?}: {why}")));
+        bars.all.suspend(|| say(&format!("{path:?}: {why}")));
     };
     let files = match find(options.paths, &complain) {
         Ok(files) => files,
         Err(what) => return refuse(&what),
     };
-    bar.set_length(files.len() as u64);
+    bars.files.set_length(files.len() as u64);
 
     // One thread for each child that runs at a time: it takes a file, waits for its digest, takes the next.
     let next = AtomicUsize::new(0);
     let work = || {
         let mut digests = Vec::new();
         while let Some(path) = files.get(next.fetch_add(1, Relaxed)) {
-            match digest(path.clone()) {
+            match digest(path, &bars) {
                 Ok(hex) => digests.push((path, hex)),
                 Err(why) => complain(path, &why),
             }
-            bar.inc(1);
+            bars.files.inc(1);
         }
         digests
     };
@@ -110,7 +169,7 @@ fn main() -> ExitCode {
         let workers: Vec<_> = (0..jobs.min(files.len()).min(256)).map(|_| scope.spawn(work)).collect();
         workers.into_iter().flat_map(|worker| worker.join().expect("a worker does not panic")).collect()
     });
-    bar.finish_and_clear();
+    bars.files.finish_and_clear();
 
     // `OsString`s compare by their bytes.
     digests.sort();

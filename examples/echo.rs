@@ -42,7 +42,7 @@ impl Serve {
         let unit = offspring::current().expect("a unit is its process's");
         let (stop, client) = (unit.catch_stop()?, self.client.try_clone()?);
         thread::spawn(move || {
-            while !stop.wait_timeout(Duration::from_secs(3600)) {}
+            stop.wait_timeout(Duration::MAX);
             // The reading below comes to an end.
             client.shutdown(Shutdown::Read)
         });

@@ -11,7 +11,7 @@ use crate::sys::io::{BorrowedFd, OwnedFd};
 use crate::sys::memory;
 use crate::sys::signals;
 
-/// The unit that this process runs; `None` in a process that is no unit's.
+/// The unit that this process runs; `None` in a process that is no unit's, as the parent is. A copy that the unit forks has it too.
 ///
 /// ```
 /// assert!(offspring::current().is_none());

@@ -274,7 +274,7 @@ impl<R> Offspring<R> {
     }
 
     /// How far the unit has got, as it has reported last ([`Current::progress`](crate::Current::progress)); also after its end. `None`
-    /// before the first report, and before the start.
+    /// before the first report, before the start, and in a process that a user's own `fork` copied. Does not wait.
     ///
     /// ```
     /// let unit = offspring::spawn((), |()| ())?;

@@ -46,7 +46,7 @@ impl SharedBytes {
     /// A copy of these bytes.
     ///
     /// # Errors
-    /// Those of memfd_create(2) and write(2): too many open files, no memory; more than `RLIMIT_FSIZE`.
+    /// Those of memfd_create(2) and write(2): too many open files, no memory; more than `RLIMIT_FSIZE`. `Unsupported` elsewhere than on Linux.
     pub fn new(bytes: &[u8]) -> io::Result<Self> {
         if bytes.is_empty() {
             return Ok(Self(None));
@@ -209,7 +209,8 @@ impl SharedMemory {
         memory::read_at(&self.0.file, offset, bytes)
     }
 
-    /// Waits until nobody else writes, in this process or another, and then may.
+    /// Waits until nobody else writes, in this process or another, and then may. (A thread that has it already waits for itself, for ever, or
+    /// panics, as with a [`Mutex`].)
     ///
     /// # Errors
     /// Those of flock(2), of which only a want of memory is known to happen.

@@ -64,7 +64,7 @@ use gate::Gate;
 /// has been empty.
 ///
 /// # Errors
-/// `InvalidInput` for a bound of 0; too many open files: an end takes three.
+/// `InvalidInput` for a bound of 0; too many open files: an end takes three. `Unsupported` elsewhere than on Linux.
 pub fn channel<T>(bound: usize) -> io::Result<(Sender<T>, Receiver<T>)> {
     let bound = u32::try_from(bound).unwrap_or(u32::MAX);
     if bound == 0 {

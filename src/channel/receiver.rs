@@ -20,7 +20,7 @@ use crate::sys::memory::Mapping;
 use crate::wire::crossing;
 
 /// The end of a [`channel`](crate::channel()) that receives. Cheap to clone; clones may be in other processes, and each message goes to one of
-/// them.
+/// them. When the last is dropped, what nobody has received is lost, and sending is an error from then on.
 ///
 /// ```
 /// use offspring::{Sender, channel, spawn};
@@ -78,7 +78,7 @@ impl<T: DeserializeOwned> Receiver<T> {
         Receiving { receiver: self, wait: None }
     }
 
-    /// The messages, until nobody can send any more, or one cannot be had. Waits for each.
+    /// The messages, until nobody can send any more, or one cannot be had (which of these, [`recv`](Self::recv) tells). Waits for each.
     pub fn iter(&self) -> Iter<'_, T> {
         Iter(self)
     }

@@ -17,7 +17,8 @@ use crate::sys::io::{self as sysio, AsFd, BorrowedFd, OwnedFd, Sign};
 use crate::sys::memory;
 use crate::wire::crossing::{self, Packed};
 
-/// The end of a [`channel`](crate::channel()) that sends. Cheap to clone; clones may be in other processes.
+/// The end of a [`channel`](crate::channel()) that sends. Cheap to clone; clones may be in other processes. When the last is dropped, those who
+/// receive get what is there, and then the end.
 ///
 /// ```
 /// let (sender, receiver) = offspring::channel(2)?;

@@ -6,6 +6,7 @@
 
 mod joined;
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
@@ -255,21 +256,46 @@ fn digest_does_not_mind_if_nobody_reads_on() {
     assert_eq!((complaints(&output), code(&output)), (vec![], Some(1)));
 }
 
+/// What is on the screen while this shell command runs, in which `$DIGEST` is ours; `None` if no terminal can be made.
+fn on_a_terminal(directory: &Directory, command: &str) -> Option<String> {
+    let mut script = Command::new("script");
+    script.args(["-qec", command, "/dev/null"]).current_dir(&directory.0);
+    script.env("DIGEST", example("digest")).env("TERM", "xterm").env("SHELL", "/bin/sh");
+    match script.stdin(Stdio::null()).output() {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            println!("skipped: there is no `script` to make a terminal");
+            None
+        }
+        output => Some(String::from_utf8(output.unwrap().stdout).unwrap()),
+    }
+}
+
 #[test]
 fn digest_draws_a_bar_on_a_terminal() {
     let (directory, paths) = tree("bar");
-    let mut command = Command::new("script");
-    command.args(["-qec", r#""$DIGEST" tree >sums"#, "/dev/null"]).current_dir(&directory.0);
-    command.env("DIGEST", example("digest")).env("TERM", "xterm").env("SHELL", "/bin/sh");
-    let output = match command.stdin(Stdio::null()).output() {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            return println!("skipped: there is no `script` to make a terminal");
-        }
-        output => output.unwrap(),
-    };
-    let screen = String::from_utf8(output.stdout).unwrap();
+    let Some(screen) = on_a_terminal(&directory, r#""$DIGEST" tree >sums"#) else { return };
     assert!(screen.contains(&format!("/{}", paths.len())), "{screen:?}");
     assert_eq!(fs::read(directory.0.join("sums")).unwrap(), sha256sum(&directory, &paths));
+}
+
+#[test]
+fn digest_shows_on_a_terminal_how_far_it_has_got() {
+    let directory = Directory::new("progress");
+    // It takes the child a second at least, in which it is looked at again and again; then the kernel ends it.
+    let endless = fs::File::create(directory.0.join("endless")).unwrap();
+    endless.set_len(1 << 40).unwrap();
+    let command = r#"ulimit -S -c 0; ulimit -S -t 1; "$DIGEST" endless"#;
+    let Some(screen) = on_a_terminal(&directory, command) else { return };
+    // Each is drawn again and again: a number and its unit.
+    let of_file = screen.match_indices(r#" of 1.00 TiB     "endless""#);
+    let of_file: BTreeSet<_> =
+        of_file.map(|(at, _)| screen[..at].rsplitn(3, ' ').take(2).collect::<Vec<_>>()).collect();
+    let of_all = screen.match_indices("/1 files, ");
+    let of_all: BTreeSet<_> = of_all
+        .map(|(at, before)| screen[at + before.len()..].split_whitespace().take(2).collect::<Vec<_>>())
+        .filter(|drawn| drawn[1].ends_with("iB"))
+        .collect();
+    assert!(of_file.len() > 2 && of_all.len() > 2, "{of_file:?}, {of_all:?}: {screen:?}");
 }
 
 /// Starts `heartbeat` in a process group of its own, waits for its first beat, interrupts it; gives what it said after.
