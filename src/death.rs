@@ -68,7 +68,7 @@ pub enum EndedBy {
     /// The kernel, for a limit that the builder set. (If it only may have been, as with memory, that is in
     /// [`Error::limit`](crate::Error::limit), and here it is `Itself`.)
     Limit(Limit),
-    /// Somebody else, by a signal. Or itself: nothing tells the two apart.
+    /// It is not known (the status was lost), or somebody else, by a signal. Or itself: nothing tells the two apart.
     Other,
 }
 
@@ -77,6 +77,7 @@ impl EndedBy {
     pub(crate) fn of(ending: Option<Why>, status: ExitStatus, starved: bool) -> Self {
         let signal = pidfd::signal(status);
         match ending {
+            None if pidfd::is_lost(status) => Self::Other,
             Some(why) if is_as_asked(status) => match why {
                 Why::Shutdown => Self::Shutdown,
                 Why::Exit => Self::ParentExit,

@@ -104,11 +104,8 @@ impl Limits {
         self.list.iter().find_map(|limit| {
             let is_certain = match (limit, signal) {
                 (Limit::CpuTime(_), signals::XCPU) | (Limit::FileSize(_), signals::XFSZ) => true,
-                // A second after XCPU, which it has caught.
-                (Limit::CpuTime(time), signals::KILL) => match used {
-                    Some(used) if used < *time => return None,
-                    used => used.is_some(),
-                },
+                // A second after XCPU, which it has caught. Or somebody else's; and the time is that of its children as well.
+                (Limit::CpuTime(time), signals::KILL) if used.is_none_or(|used| used >= *time) => false,
                 // An allocation that fails ends in an abort; a stack that cannot grow, in a bad address. So do other faults.
                 (Limit::Memory(_), signals::ABRT | signals::SEGV | signals::BUS) => false,
                 _ => return None,
@@ -150,9 +147,9 @@ mod tests {
     }
 
     #[test]
-    fn a_kill_is_the_limits_if_the_time_was_used_up() {
-        assert_eq!(hit(&ALL, signals::KILL, Some(2 * SECOND)), Some((CPU, true)));
-        assert_eq!(hit(&ALL, signals::KILL, Some(3 * SECOND)), Some((CPU, true)));
+    fn a_kill_may_be_the_limits_if_the_time_was_used_up() {
+        assert_eq!(hit(&ALL, signals::KILL, Some(2 * SECOND)), Some((CPU, false)));
+        assert_eq!(hit(&ALL, signals::KILL, Some(3 * SECOND)), Some((CPU, false)));
         assert_eq!(hit(&ALL, signals::KILL, Some(2 * SECOND - Duration::from_nanos(1))), None);
         assert_eq!(hit(&ALL, signals::KILL, None), Some((CPU, false)));
         assert_eq!(hit(&[Limit::Memory(1)], signals::KILL, Some(2 * SECOND)), None);

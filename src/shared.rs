@@ -164,7 +164,7 @@ impl<'de> Deserialize<'de> for SharedBytes {
 /// Its size is sealed, so that no access fails because another process has made it shorter. What is in it may be anything that any process which
 /// has it has written, also beside the lock, if it means no good; a read that meets a write may see some of it. But it is never more than
 /// bytes: there are no references into it, and nothing of this process depends on them. The lock is the kernel's (flock(2)): with the death of who holds it
-/// it is free, and what it was writing is written in part.
+/// it is free, and what it was writing is written in part. A copy that a process forks has its lock as well: whoever forks does not lock there.
 #[derive(Clone)]
 pub struct SharedMemory(Arc<Written>);
 
@@ -217,7 +217,7 @@ impl SharedMemory {
     pub fn lock(&self) -> io::Result<SharedWriter<'_>> {
         let thread = self.0.writing.lock().unwrap_or_else(PoisonError::into_inner);
         memory::lock(&self.0.file)?;
-        Ok(SharedWriter { memory: self, _thread: thread })
+        Ok(SharedWriter { memory: self, owner: std::process::id(), _thread: thread })
     }
 }
 
@@ -229,7 +229,9 @@ impl fmt::Debug for SharedMemory {
 
 impl Serialize for SharedMemory {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Leaving(self.0.file.as_fd()).serialize(serializer)
+        // Another open file, for the lock belongs to this one, and would be held as long as it is on its way.
+        let other = memory::reopen(&self.0.file).map_err(serde::ser::Error::custom)?;
+        Leaving(other.as_fd()).serialize(serializer)
     }
 }
 
@@ -255,6 +257,7 @@ impl<'de> Deserialize<'de> for SharedMemory {
 #[must_use = "it may write until it is dropped"]
 pub struct SharedWriter<'a> {
     memory: &'a SharedMemory,
+    owner: u32,
     _thread: MutexGuard<'a, ()>,
 }
 
@@ -282,7 +285,10 @@ impl SharedWriter<'_> {
 
 impl Drop for SharedWriter<'_> {
     fn drop(&mut self) {
-        memory::unlock(&self.memory.0.file);
+        // A forked copy has the same open file: it is not its lock to give back.
+        if self.owner == std::process::id() {
+            memory::unlock(&self.memory.0.file);
+        }
     }
 }
 

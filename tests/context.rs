@@ -111,8 +111,11 @@ behaviour! {
         }
         differs("none of them any more");
         let own: Vec<_> = std::env::vars().collect();
+        let maker = harness::zygote();
         clear();
         let empty = look();
+        (0..3).for_each(|_| assert_eq!(look().environment, BTreeMap::new()));
+        assert_eq!(harness::zygote(), maker, "an empty one is taken over as any other");
         for (name, value) in own {
             set(&name, &value);
         }

@@ -6,10 +6,13 @@
 
 use std::io;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::AGAIN;
 use crate::fd::{Arrived, Leaving};
 use crate::sys::io::{self as sysio, AsFd, OwnedFd};
 use crate::sys::memory::{self, Words};
@@ -23,6 +26,9 @@ const COUNT: usize = 0;
 /// Whether a sender has been waiting for room since it was last told of some. (In another line of the cache.)
 const WANTED: usize = 64;
 
+/// How often anything was counted.
+const TURNS: usize = 128;
+
 #[derive(Debug)]
 pub(super) struct Gate {
     words: Words,
@@ -30,6 +36,8 @@ pub(super) struct Gate {
     /// A counter that is readable while there is news of room.
     pub(super) room: OwnedFd,
     bound: u32,
+    /// What was seen the last time that the count spoke of messages and the queue was empty: the turns, and when that was.
+    suspicion: Mutex<Option<(u32, Instant)>>,
 }
 
 impl Gate {
@@ -38,7 +46,7 @@ impl Gate {
     }
 
     fn open(memory: OwnedFd, room: OwnedFd, bound: u32) -> io::Result<Self> {
-        Ok(Self { words: Words::of(&memory, BYTES)?, memory, room, bound })
+        Ok(Self { words: Words::of(&memory, BYTES)?, memory, room, bound, suspicion: Mutex::default() })
     }
 
     pub(super) fn try_clone(&self) -> io::Result<Self> {
@@ -48,13 +56,18 @@ impl Gate {
     /// A message is about to be sent, if there is room for it.
     pub(super) fn enter(&self) -> bool {
         let more = |count| (count < self.bound).then(|| count + 1);
-        self.words[COUNT].fetch_update(AcqRel, Acquire, more).is_ok()
+        let entered = self.words[COUNT].fetch_update(AcqRel, Acquire, more).is_ok();
+        if entered {
+            self.words[TURNS].fetch_add(1, SeqCst);
+        }
+        entered
     }
 
     /// It was not sent after all, or has been received: there is room, of which who waits is told.
     pub(super) fn leave(&self) {
         let fewer = |count: u32| count.checked_sub(1);
         let _ = self.words[COUNT].fetch_update(SeqCst, Relaxed, fewer);
+        self.words[TURNS].fetch_add(1, SeqCst);
         if self.words[WANTED].load(SeqCst) != 0 && self.words[WANTED].swap(0, SeqCst) != 0 {
             self.ring();
         }
@@ -83,12 +96,32 @@ impl Gate {
         sysio::take_all(&self.room);
     }
 
-    /// The queue is empty: whoever is still counted is dead. (Or about to send. Then there is room for one more than there should
-    /// be, for a while.)
-    pub(super) fn set_right(&self) {
-        if self.words[COUNT].swap(0, SeqCst) > 0 {
-            self.ring();
+    /// Whether the count speaks of messages.
+    pub(super) fn is_counted(&self) -> bool {
+        self.words[COUNT].load(SeqCst) > 0
+    }
+
+    /// The queue has been seen to be `empty`, or not. If it is, the count speaks of messages all the same, and nothing has been counted
+    /// for a while, then whoever is counted is dead (or has been kept from his send for so long: then there is room for one more than there
+    /// should be, until that is received). Whether it was set right.
+    pub(super) fn suspect(&self, empty: bool) -> bool {
+        let mut suspicion = self.suspicion.lock().unwrap_or_else(PoisonError::into_inner);
+        let (turns, count) = (self.words[TURNS].load(SeqCst), self.words[COUNT].load(SeqCst));
+        match *suspicion {
+            _ if !empty || count == 0 => *suspicion = None,
+            Some((before, since)) if before == turns => {
+                if since.elapsed() >= AGAIN
+                    && self.words[COUNT].compare_exchange(count, 0, SeqCst, SeqCst).is_ok()
+                {
+                    *suspicion = None;
+                    self.words[TURNS].fetch_add(1, SeqCst);
+                    self.ring();
+                    return true;
+                }
+            }
+            _ => *suspicion = Some((turns, Instant::now())),
         }
+        false
     }
 }
 
@@ -119,8 +152,17 @@ mod tests {
         // More leave than have entered, as after a death.
         (0..5).for_each(|_| gate.leave());
         assert!(gate.enter() && gate.enter() && !gate.enter());
-        gate.set_right();
+        // They are dead, and nobody else is about.
+        assert!(!gate.suspect(true) && !gate.suspect(true));
+        std::thread::sleep(AGAIN);
+        assert!(gate.suspect(true) && gate.enter());
+        // There is a message, or somebody has sent since.
+        assert!(!gate.suspect(true));
+        std::thread::sleep(AGAIN);
+        assert!(!gate.suspect(false) && !gate.suspect(true));
         assert!(gate.enter());
+        std::thread::sleep(AGAIN);
+        assert!(!gate.suspect(true));
     }
 
     #[test]

@@ -60,8 +60,8 @@ use gate::Gate;
 ///
 /// # Death
 /// A process that dies in the middle of a send or a receive loses that one message, and keeps nobody waiting: a message is in the kernel's queue
-/// as a whole or not at all. It may leave the count of those that wait wrong, by one: for a while there is room for one less, until the queue
-/// has been empty.
+/// as a whole or not at all. It may leave the count of those that wait wrong, by one: then there is room for one less, until the queue
+/// has been empty, and nobody has sent or received, for a tenth of a second in which somebody has tried to.
 ///
 /// # Errors
 /// `InvalidInput` for a bound of 0; too many open files: an end takes three. `Unsupported` elsewhere than on Linux.
@@ -115,6 +115,8 @@ enum Wanted {
     Place,
     /// Room in the kernel's buffer.
     Buffer,
+    /// That others receive what this user has sent.
+    Pause,
     Message,
 }
 

@@ -61,7 +61,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Somebody who waits. Dropped, he does so no more.
 pub(super) struct Registration {
-    reactor: Arc<Reactor>,
+    /// The process whose it is: a forked copy must not touch it, for what it does to the poller it does to the original's.
+    owner: u32,
+    reactor: Option<Arc<Reactor>>,
     id: u64,
 }
 
@@ -81,7 +83,9 @@ impl Registration {
         loop {
             if let Some((reactor, _)) = &*running {
                 wait = match reactor.add(wait, sign).map_err(Stop::Failed)? {
-                    Ok(id) => return Ok(Self { reactor: reactor.clone(), id }),
+                    Ok(id) => {
+                        return Ok(Self { owner: std::process::id(), reactor: Some(reactor.clone()), id });
+                    }
                     Err(wait) => wait,
                 };
             }
@@ -92,11 +96,15 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
+        let Some(reactor) = self.reactor.take() else { return };
+        if self.owner != std::process::id() {
+            return std::mem::forget(reactor);
+        }
         let wait = {
-            let mut waits = lock(&self.reactor.waits);
+            let mut waits = lock(&reactor.waits);
             let wait = waits.all.remove(&self.id);
             if let Some(wait) = &wait {
-                self.reactor.poller.remove(&wait.descriptor);
+                reactor.poller.remove(&wait.descriptor);
             }
             wait
         };

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::reactor::Registration;
-use super::{BAG, ELSEWHERE, End, RecvError, RecvTimeoutError, SMALL, Stop, TryRecvError, Wanted};
+use super::{AGAIN, BAG, ELSEWHERE, End, RecvError, RecvTimeoutError, SMALL, Stop, TryRecvError, Wanted};
 use crate::fd::{Arrived, Leaving};
 use crate::sys::io::{self as sysio, AsFd, Sign};
 use crate::sys::memory::Mapping;
@@ -104,7 +104,10 @@ impl<T: DeserializeOwned> Receiver<T> {
                     if left.is_some_and(|left| left.is_zero()) {
                         return Err(stop);
                     }
-                    sysio::wait_for(&[(self.end.socket.as_fd(), Sign::Readable)], left);
+                    // If the count speaks of messages that are not there, that is looked at again.
+                    let again = self.end.gate.is_counted().then_some(AGAIN);
+                    let time = left.into_iter().chain(again).min();
+                    sysio::wait_for(&[(self.end.socket.as_fd(), Sign::Readable)], time);
                 }
                 done => return done,
             }
@@ -124,13 +127,20 @@ impl End {
         // A byte more than there can be, so that what is cut off shows.
         buffer.resize(SMALL + 2, 0);
         let received = sysio::receive_with(&self.socket, &mut buffer);
+        let is_over = || sysio::wait_for(&[(self.socket.as_fd(), Sign::End)], Some(Duration::ZERO));
+        let no_message = || Stop::Failed(io::Error::other("it is no message"));
         let received = received.map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => Stop::Wait(Wanted::Message),
-            io::ErrorKind::ConnectionReset => Stop::Disconnected,
+            io::ErrorKind::WouldBlock => {
+                self.gate.suspect(true);
+                Stop::Wait(Wanted::Message)
+            }
+            // Said once, when the last sender has gone and something that he did not read was sent to him. What he sent before comes after.
+            io::ErrorKind::ConnectionReset => no_message(),
             _ => Stop::Failed(error),
         });
         let result = received.and_then(|received| match buffer[..received.count] {
-            [] => Err(Stop::Disconnected),
+            // Of somebody who means no good, or of nobody.
+            [] => Err(if is_over() { Stop::Disconnected } else { no_message() }),
             [tag, ref body @ ..] => {
                 self.gate.leave();
                 let mut descriptors = received.descriptors.into_iter().flatten();

@@ -125,7 +125,8 @@ impl Message {
 impl End {
     /// Sends it if there is room.
     fn send(&self, message: &Message) -> Result<(), Stop> {
-        if !self.gate.enter() {
+        let is_empty = || sysio::is_all_received(&self.socket);
+        if !(self.gate.enter() || self.gate.suspect(is_empty()) && self.gate.enter()) {
             // Where nobody receives any more there will never be room.
             let is_over = sysio::wait_for(&[(self.socket.as_fd(), Sign::End)], Some(Duration::ZERO));
             return Err(if is_over { Stop::Disconnected } else { Stop::Wait(Wanted::Place) });
@@ -140,6 +141,10 @@ impl End {
         self.gate.leave();
         Err(match error.kind() {
             io::ErrorKind::WouldBlock => Stop::Wait(Wanted::Buffer),
+            // Too many descriptors of this user's are on their way, until some of them are received.
+            _ if !descriptors.is_empty() && sysio::is_too_many_on_their_way(&error) => {
+                Stop::Wait(Wanted::Pause)
+            }
             io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Stop::Disconnected,
             _ => Stop::Failed(error),
         })
@@ -147,9 +152,19 @@ impl End {
 
     /// Until there may be room, nobody can receive any more, or so long.
     fn wait_for_room(&self, wanted: Wanted, time: Option<Duration>) {
-        if wanted == Wanted::Buffer {
-            sysio::wait_for(&[(self.socket.as_fd(), Sign::Writable)], time);
-            return;
+        let time = Some(time.map_or(AGAIN, |time| time.min(AGAIN)));
+        match wanted {
+            // The kernel tells of it when a quarter is used at most, but there is room for this one before.
+            Wanted::Buffer => {
+                sysio::wait_for(&[(self.socket.as_fd(), Sign::Writable)], time);
+                return;
+            }
+            Wanted::Pause => {
+                let time = time.map(|time| time.min(PAUSE));
+                sysio::wait_for(&[(self.socket.as_fd(), Sign::End)], time);
+                return;
+            }
+            Wanted::Place | Wanted::Message => {}
         }
         self.gate.hear();
         self.gate.want();
@@ -159,19 +174,12 @@ impl End {
             return;
         }
         let signs = [(self.gate.room.as_fd(), Sign::Readable), (self.socket.as_fd(), Sign::End)];
-        let time = time.map_or(AGAIN, |time| time.min(AGAIN));
-        if !sysio::wait_for(&signs, Some(time)) {
-            self.look_for_the_dead();
-        }
-    }
-
-    /// Nobody has made room for a while. It may be that there is: that whoever is counted has died before the message was sent.
-    fn look_for_the_dead(&self) {
-        if sysio::is_all_received(&self.socket) {
-            self.gate.set_right();
-        }
+        sysio::wait_for(&signs, time);
     }
 }
+
+/// Where nothing tells when it may be tried again.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// A message that is to be sent.
 struct Sending<'a, T> {
@@ -218,15 +226,15 @@ impl<T: Serialize> Future for Sending<'_, T> {
                     Wanted::Place => {
                         end.gate.hear();
                         end.gate.want();
-                        if has_waited {
-                            end.look_for_the_dead();
-                        }
                         vec![
                             Registration::new(&end.gate.room, Sign::Readable, Some(AGAIN), context.waker())?,
                             Registration::new(&end.socket, Sign::End, None, context.waker())?,
                         ]
                     }
-                    _ => vec![Registration::new(&end.socket, Sign::Writable, None, context.waker())?],
+                    Wanted::Pause => {
+                        vec![Registration::new(&end.socket, Sign::End, Some(PAUSE), context.waker())?]
+                    }
+                    _ => vec![Registration::new(&end.socket, Sign::Writable, Some(AGAIN), context.waker())?],
                 };
             }
             Err(Stop::Wait(Wanted::Place))

@@ -89,6 +89,9 @@ pub(crate) fn work(runtime: &Runtime) {
             runtime.on_time(&unit, &mut buffer);
         }
         runtime.remains.tend(runtime);
+        if let Some(zygote) = runtime.zygotes.current() {
+            zygote.release();
+        }
         runtime.parking.tend(runtime, runtime.is_alone());
     }
 }

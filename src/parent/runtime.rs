@@ -222,7 +222,7 @@ impl Runtime {
             self.poller.modify(unit.pidfd(), reaper::token(unit.id, reaper::EXIT), false);
         }
         for unit in units {
-            unit.ask_to_end(why);
+            unit.wish_to_end(why);
         }
         hook::step_alone("closing");
         self.poller.ring();
@@ -329,7 +329,7 @@ impl Runtime {
     /// For the reaper: whether no unit lives.
     pub(super) fn is_alone(&self) -> bool {
         let table = lock(&self.table);
-        table.units.is_empty() && table.starting == 0
+        table.units.is_empty() && table.starting == 0 && self.remains.is_empty()
     }
 
     pub(crate) fn unit(&self, id: u64) -> Option<Arc<Unit>> {

@@ -288,8 +288,13 @@ impl Unit {
 
     /// Begins to end it, for that reason; returns at once.
     pub(crate) fn ask_to_end(self: &Arc<Self>, why: Why) {
-        self.change(|life, now| life.ask_to_end(why, now));
+        self.wish_to_end(why);
         self.log.tell();
+    }
+
+    /// The same for who holds a lock: listeners are told of it later, by whoever sees to the unit next.
+    pub(crate) fn wish_to_end(self: &Arc<Self>, why: Why) {
+        self.change(|life, now| life.ask_to_end(why, now));
     }
 
     pub(crate) fn on_late_waking(self: &Arc<Self>) {

@@ -47,6 +47,8 @@ pub(crate) struct Zygote {
     /// Milliseconds from `began` to its last word.
     heard: AtomicU64,
     dead: AtomicBool,
+    /// Leaders of groups, by their pidfds' identity, that it is still to be told to let go of.
+    unreleased: Mutex<Vec<u64>>,
 }
 
 /// What a zygote's children have as their environment.
@@ -207,7 +209,8 @@ impl Zygotes {
             && let Some(zygote) = self.current().filter(|zygote| zygote.has_spoken())
             && let Some(identity) = identity(unit.pidfd())
         {
-            let _ = zygote.try_request(&Request::Release(identity), &[]);
+            lock(&zygote.unreleased).push(identity);
+            zygote.release();
         }
     }
 
@@ -285,6 +288,7 @@ impl Zygote {
             began: Instant::now(),
             heard: AtomicU64::new(0),
             dead: AtomicBool::new(false),
+            unreleased: Mutex::default(),
         })
     }
 
@@ -360,6 +364,18 @@ impl Zygote {
         let block = environment::block(environment)?;
         let memory = memory::sealed(&block)?;
         self.try_request(&Request::Environment(block.len()), &[memory.as_fd()])
+    }
+
+    /// Tells it of the groups that are not to be ended any more, as far as its line has room for that; the rest is told with the next
+    /// request, or by the reaper.
+    pub(super) fn release(&self) {
+        let mut unreleased = lock(&self.unreleased);
+        while let Some(identity) = unreleased.last() {
+            match self.try_request(&Request::Release(*identity), &[]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                _ => drop(unreleased.pop()),
+            }
+        }
     }
 
     /// Asks it to see to a child that it has not made, should we die. If it cannot hear that now, the child has its own

@@ -160,6 +160,9 @@ impl Zygote {
 
     /// Takes another environment. The parent believes that this is done: if it cannot be, another zygote is to be made.
     fn adopt(&mut self, length: usize, descriptors: &[Option<OwnedFd>]) {
+        if length == 0 {
+            return self.environment.replace(Vec::new());
+        }
         let memory = descriptors.first().and_then(|memory| Mapping::of(memory.as_ref()?, length, true).ok());
         let Some(block) = memory else { sys::lifecycle::exit_now(0) };
         self.environment.replace(block.to_vec());

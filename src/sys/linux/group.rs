@@ -80,9 +80,11 @@ pub(crate) fn is_seen_alive(leader: &OwnedFd, pid: u32) -> bool {
 fn is_alive_in(stat: &str, group: u32) -> bool {
     // The name stands in parentheses, and may have some itself.
     let Some((_, rest)) = stat.rsplit_once(") ") else { return false };
-    let mut fields = rest.split(' ');
-    let state = fields.next().unwrap_or_default();
-    !["Z", "X"].contains(&state) && fields.nth(1).and_then(|id| id.parse().ok()) == Some(group)
+    let fields: Vec<&str> = rest.split(' ').collect();
+    let number = |at: usize| fields.get(at)?.parse::<u32>().ok();
+    // `Z` is said as well of one whose first thread has ended, and others go on.
+    let is_dead = fields[0] == "X" || fields[0] == "Z" && number(17).is_none_or(|threads| threads <= 1);
+    !is_dead && number(2) == Some(group)
 }
 
 #[cfg(test)]
@@ -92,6 +94,8 @@ mod tests {
     #[test]
     fn the_dead_and_strangers_are_no_live_members() {
         assert!(is_alive_in("12 (a) Z 3) S 1 77 12 0 -1", 77));
+        let ended = |threads| format!("12 (a) Z 1 77 12 0 -1 4 5 6 7 8 9 10 11 12 13 14 {threads} 0 99");
+        assert!(is_alive_in(&ended(2), 77) && !is_alive_in(&ended(1), 77));
         assert!(!is_alive_in("12 (a) Z 1 77 12 0 -1", 77));
         assert!(!is_alive_in("12 (a) R 77 78 77 0 -1", 77));
         assert!(!is_alive_in("", 77) && !is_alive_in("12 (a) ", 77));

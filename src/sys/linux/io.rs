@@ -197,6 +197,11 @@ pub(crate) enum Sign {
     End,
 }
 
+/// Whether more descriptors could not be sent because of those that nobody has received yet (unix(7), ETOOMANYREFS).
+pub(crate) fn is_too_many_on_their_way(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ETOOMANYREFS)
+}
+
 /// Waits for any of these signs, or so long; whether one is there.
 pub(crate) fn wait_for(signs: &[(BorrowedFd<'_>, Sign)], time: Option<Duration>) -> bool {
     use rustix::event::{PollFd, PollFlags, poll};

@@ -28,7 +28,9 @@ pub(crate) fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
 pub(crate) fn sealed_by(length: usize, write: impl FnOnce(&mut [u8])) -> io::Result<OwnedFd> {
     let file = new(length as u64)?;
     // All of it, or an error, and not a signal later.
-    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length as u64)?;
+    rustix::io::retry_on_intr(|| {
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length as u64)
+    })?;
     seal(&file, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW)?;
     let access = libc::PROT_READ | libc::PROT_WRITE;
     let region = Region::new(&file, length, access, libc::MAP_SHARED)?;
@@ -43,7 +45,9 @@ pub(crate) fn sealed_by(length: usize, write: impl FnOnce(&mut [u8])) -> io::Res
 pub(crate) fn shared(length: u64) -> io::Result<OwnedFd> {
     let file = new(length)?;
     if length > 0 {
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length)?;
+        rustix::io::retry_on_intr(|| {
+            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length)
+        })?;
     }
     seal(&file, KEEPS_SIZE)?;
     Ok(file)

@@ -207,7 +207,8 @@ static STOP_SIGN: AtomicI32 = AtomicI32::new(-1);
 
 fn tell_stop() {
     let sign = STOP_SIGN.load(Ordering::SeqCst);
-    if sign >= 0 {
+    // SAFETY: getpid(2) has no conditions. (A copy that the unit forks is told for itself alone.)
+    if sign >= 0 && unsafe { libc::getpid() } == STOP_OWNER.load(Ordering::SeqCst) {
         // SAFETY: write(2) from a word of our own, to a descriptor that is never closed.
         unsafe { libc::write(sign, (&raw const ONE).cast(), size_of::<u64>()) };
     }
@@ -215,10 +216,14 @@ fn tell_stop() {
 
 static ONE: u64 = 1;
 
+/// Whose descriptor that is.
+static STOP_OWNER: AtomicI32 = AtomicI32::new(0);
+
 /// As [`install_stop`]; gives a descriptor that is readable once the unit was told to stop.
 pub(crate) fn catch_stop() -> io::Result<BorrowedFd<'static>> {
     let mut sign = STOP_SIGN.load(Ordering::SeqCst);
     if sign < 0 {
+        STOP_OWNER.store(std::process::id() as i32, Ordering::SeqCst);
         let new = super::io::counter()?.into_raw_fd();
         sign = match STOP_SIGN.compare_exchange(-1, new, Ordering::SeqCst, Ordering::SeqCst) {
             Ok(_) => new,

@@ -32,7 +32,14 @@ pub(crate) fn own() -> Variables {
     }
     let variables = copy();
     if let Ok(mut kept) = KEPT.try_write() {
-        *kept = Kept::find(&variables);
+        // What could not be found the last time is not looked for again as long as it is the same.
+        if let Some(same) = kept.as_ref().filter(|kept| kept.places.is_empty() && kept.variables == variables)
+        {
+            return same.variables.clone();
+        }
+        let (places, bytes, matters) = Default::default();
+        let unknown = || Kept { variables: variables.clone(), places, bytes, matters };
+        *kept = Some(Kept::find(&variables).unwrap_or_else(unknown));
     }
     variables
 }
@@ -44,7 +51,7 @@ fn copy() -> Variables {
 /// The environment at one moment, and where its pieces were.
 struct Kept {
     variables: Variables,
-    /// What is to be read: the variable `environ`, its array, the strings.
+    /// What is to be read: the variable `environ`, its array, the strings. Nothing, if they could not be found.
     places: Vec<libc::iovec>,
     /// What was read there.
     bytes: Vec<u8>,
@@ -113,9 +120,10 @@ impl Kept {
     }
 
     fn is_so_still(&self) -> bool {
-        read(&self.places).is_some_and(|now| {
-            self.matters.iter().all(|range| now.get(range.clone()) == self.bytes.get(range.clone()))
-        })
+        !self.places.is_empty()
+            && read(&self.places).is_some_and(|now| {
+                self.matters.iter().all(|range| now.get(range.clone()) == self.bytes.get(range.clone()))
+            })
     }
 }
 

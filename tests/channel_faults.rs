@@ -1,0 +1,172 @@
+//! Channels and shared memory when something goes wrong: deaths at the worst moment, buffers that fill, forks, rubbish.
+#![allow(unsafe_code)]
+
+#[path = "harness/mod.rs"]
+mod harness;
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Wake, Waker};
+use std::time::Duration;
+
+use harness::eventually;
+use offspring::{Receiver, RecvError, SendTimeoutError, Sender, SharedMemory, channel, current, spawn};
+
+/// Waits for a child that was forked off by hand.
+fn join(pid: i32) {
+    // SAFETY: a child of ours.
+    unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+}
+
+struct Flag(AtomicBool);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+behaviour! { through ["auto"];
+    fn whoever_does_not_wait_gets_room_again_after_consumers_have_died() {
+        let (sender, receiver) = channel::<u32>(1).unwrap();
+        for round in 0..60_u64 {
+            let unit = spawn(receiver.clone(), |receiver: Receiver<u32>| receiver.into_iter().for_each(drop)).unwrap();
+            let end = std::time::Instant::now() + Duration::from_micros(1500 + round * 11);
+            while std::time::Instant::now() < end {
+                let _ = sender.try_send(1);
+            }
+            unit.process().unwrap().kill().unwrap();
+            assert!(unit.wait().is_err());
+            while receiver.try_recv().is_ok() {}
+            eventually("it is empty, and full for ever", || sender.try_send(1).is_ok());
+            receiver.recv().unwrap();
+        }
+    }
+
+    fn whoever_waits_for_the_kernels_buffer_goes_on_when_there_is_room_for_his_message() {
+        let (sender, receiver) = channel::<Vec<u8>>(1000).unwrap();
+        let mut count = 0;
+        while sender.try_send(vec![1; 8000]).is_ok() {
+            count += 1;
+        }
+        let other = sender.clone();
+        let waits = std::thread::spawn(move || other.send(vec![2; 8000]).is_ok());
+        // Less than the kernel tells of.
+        (0..count / 2).for_each(|_| drop(receiver.recv().unwrap()));
+        eventually("it sleeps on", || waits.is_finished());
+        assert!(waits.join().unwrap());
+    }
+
+    fn a_forked_copy_takes_nobodys_waker_away() {
+        let (sender, receiver) = channel::<u32>(1).unwrap();
+        let flag = Arc::new(Flag(AtomicBool::new(false)));
+        let mut waits = Box::pin(receiver.recv_async());
+        let waker = Waker::from(flag.clone());
+        assert!(waits.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        // SAFETY: the copy lets go of what it has copied, and ends.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            drop(waits);
+            // SAFETY: as above.
+            unsafe { libc::_exit(0) };
+        }
+        join(pid);
+        sender.send(7).unwrap();
+        eventually("its waker is not called", || flag.0.load(Ordering::SeqCst));
+        drop(waits);
+        assert_eq!(receiver.recv().unwrap(), 7);
+    }
+
+    fn a_lock_is_neither_on_its_way_nor_given_back_by_a_forked_copy() {
+        let memory = SharedMemory::new(8).unwrap();
+        let lockable = |memory: &SharedMemory| {
+            let unit = spawn(memory.clone(), |memory: SharedMemory| drop(memory.lock().unwrap())).unwrap();
+            let process = unit.process().unwrap().clone();
+            let end = std::time::Instant::now() + Duration::from_millis(300);
+            while process.is_alive() && std::time::Instant::now() < end {
+                std::thread::yield_now();
+            }
+            let is_so = !process.is_alive();
+            process.kill().unwrap();
+            let _ = unit.wait();
+            is_so
+        };
+        let (sender, receiver) = channel::<SharedMemory>(1).unwrap();
+        let unit = spawn((memory.clone(), sender), |(memory, sender): (SharedMemory, Sender<SharedMemory>)| -> () {
+            sender.send(memory.clone()).unwrap();
+            let _writer = memory.lock().unwrap();
+            std::process::abort();
+        });
+        assert!(unit.unwrap().wait().is_err());
+        assert!(lockable(&memory), "its holder is dead, and a copy of it is on its way");
+        drop(receiver);
+        let writer = memory.lock().unwrap();
+        // SAFETY: as above.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            drop(writer);
+            // SAFETY: as above.
+            unsafe { libc::_exit(0) };
+        }
+        join(pid);
+        assert!(!lockable(&memory), "it was given back by who had not taken it");
+    }
+
+    fn a_user_who_may_send_no_more_descriptors_waits() {
+        let unit = spawn((), |()| {
+            if !harness::become_user(65530) {
+                return;
+            }
+            harness::limit(0, libc::RLIMIT_NOFILE, 64);
+            let (sender, receiver) = channel::<Vec<u8>>(1000).unwrap();
+            let error = loop {
+                if let Err(error) = sender.send_timeout(vec![1; 40_000], Duration::from_millis(100)) {
+                    break error;
+                }
+            };
+            assert!(matches!(error, SendTimeoutError::Timeout(_)), "{error:?}");
+            receiver.recv().unwrap();
+            sender.send_timeout(vec![1; 40_000], Duration::from_secs(60)).unwrap();
+        });
+        unit.unwrap().wait().unwrap();
+    }
+
+    fn an_empty_packet_is_not_the_end() {
+        let (sender, receiver) = channel::<u32>(4).unwrap();
+        let unit = spawn(sender.clone(), |sender: Sender<u32>| {
+            for number in 4..64 {
+                // SAFETY: to whatever socket there is.
+                unsafe { libc::send(number, std::ptr::null(), 0, libc::MSG_DONTWAIT) };
+            }
+            drop(sender);
+        });
+        unit.unwrap().wait().unwrap();
+        sender.send(1).unwrap();
+        assert!(matches!(receiver.recv(), Err(RecvError::Failed(_))));
+        assert_eq!(receiver.recv().unwrap(), 1);
+        drop(sender);
+        assert!(matches!(receiver.recv(), Err(RecvError::Disconnected)));
+    }
+
+    fn what_a_forked_copy_is_told_is_not_told_to_the_unit() {
+        let unit = spawn((), |()| {
+            let stop = current().unwrap().catch_stop().unwrap();
+            // SAFETY: the copy waits until it is told, and ends.
+            let pid = unsafe { libc::fork() };
+            if pid == 0 {
+                while !stop.wait_timeout(Duration::from_secs(1)) {}
+                // SAFETY: as above.
+                unsafe { libc::_exit(0) };
+            }
+            // SAFETY: our own child.
+            unsafe { libc::kill(pid, libc::SIGTERM) };
+            join(pid);
+            let mut poll = libc::pollfd { fd: stop.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            // SAFETY: one valid record.
+            unsafe { libc::poll(&raw mut poll, 1, 0) };
+            (poll.revents, stop.is_requested())
+        });
+        assert_eq!(unit.unwrap().wait().unwrap(), (0, false));
+    }
+}
