@@ -5,9 +5,10 @@
 mod harness;
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
 
+use harness::marks::Asked;
 use harness::{eventually, is_alive, spares, zygote, zygotes};
 use offspring::{Offspring, Stdio, Subprocess, spawn};
 use serde::{Deserialize, Serialize};
@@ -138,17 +139,5 @@ behaviour! { through ["auto"];
         offspring::shutdown();
         assert!(there.iter().all(|pid| !is_alive(*pid)));
         assert_eq!(spares(), []);
-    }
-}
-
-/// Ends when its input does; gives its length.
-#[derive(Serialize, Deserialize)]
-struct Asked;
-
-impl Subprocess for Asked {
-    type Output = usize;
-
-    fn run(self) -> usize {
-        std::io::stdin().read_to_end(&mut Vec::new()).unwrap()
     }
 }

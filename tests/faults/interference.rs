@@ -5,10 +5,10 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use offspring::{ErrorKind, Offspring, Stdio, Subprocess, spawn};
-use serde::{Deserialize, Serialize};
+use offspring::{ErrorKind, Offspring, Stdio, spawn};
 
 use crate::behaviour;
+use crate::harness::marks::Asked;
 use crate::harness::{self, double, eventually};
 
 /// Whether the kernel tells the status of a child that was reaped by somebody else.
@@ -51,18 +51,6 @@ static HEARD: AtomicUsize = AtomicUsize::new(0);
 
 extern "C" fn count(_: i32) {
     HEARD.fetch_add(1, Ordering::SeqCst);
-}
-
-/// Ends when its input does; gives its length.
-#[derive(Serialize, Deserialize)]
-struct Asked;
-
-impl Subprocess for Asked {
-    type Output = usize;
-
-    fn run(self) -> usize {
-        std::io::Read::read_to_end(&mut std::io::stdin(), &mut Vec::new()).unwrap()
-    }
 }
 
 behaviour! {

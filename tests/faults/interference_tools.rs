@@ -9,19 +9,8 @@ use offspring::{ErrorKind, Offspring, Stdio, Subprocess, spawn};
 use serde::{Deserialize, Serialize};
 
 use crate::behaviour;
+use crate::harness::marks::Asked;
 use crate::harness::{self, can, double, eventually, good, is_again, library, myself, place, remove};
-
-/// Ends when its input does; gives its length.
-#[derive(Serialize, Deserialize)]
-struct Asked;
-
-impl Subprocess for Asked {
-    type Output = usize;
-
-    fn run(self) -> usize {
-        std::io::stdin().read_to_end(&mut Vec::new()).unwrap()
-    }
-}
 
 fn park(_: ()) {
     loop {

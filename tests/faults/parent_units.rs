@@ -8,6 +8,7 @@ use offspring::{ErrorKind, Offspring, Stdio, Subprocess, SubprocessLoop, spawn};
 use serde::{Deserialize, Serialize};
 
 use crate::behaviour;
+use crate::harness::marks::Asked;
 use crate::harness::{self, eventually, is_alive};
 use crate::parent::Death;
 
@@ -30,18 +31,6 @@ impl Subprocess for Awaited {
 
     fn run(self) -> u32 {
         7
-    }
-}
-
-/// Ends when its input does; gives its length.
-#[derive(Serialize, Deserialize)]
-struct Asked;
-
-impl Subprocess for Asked {
-    type Output = usize;
-
-    fn run(self) -> usize {
-        std::io::stdin().read_to_end(&mut Vec::new()).unwrap()
     }
 }
 
