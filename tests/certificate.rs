@@ -165,6 +165,25 @@ behaviour! {
         assert_eq!(text, "one\ntwo");
     }
 
+    fn its_last_lines_where_new_pipes_are_small() {
+        let unit = spawn((), |()| {
+            if !harness::become_user(65530) {
+                return;
+            }
+            harness::limit(0, libc::RLIMIT_NOFILE, 4000);
+            let text: String = (0..3000).map(|n| format!("line {n}\n")).collect();
+            let unit = Offspring::builder(Act::Say(text)).stderr(Stdio::piped()).spawn().unwrap();
+            let process = unit.process().unwrap().clone();
+            eventually("its end", || !process.is_alive());
+            let _held: Vec<_> = (0..1100).map(|_| std::io::pipe().unwrap()).collect();
+            let error = unit.wait().unwrap_err();
+            // All of it, or nothing; but not something from the middle.
+            let last = error.death().unwrap().stderr().map(|text| text.lines().last().unwrap().to_owned());
+            assert!(last.as_deref().is_none_or(|last| last == "line 2999"), "{last:?}");
+        });
+        unit.unwrap().wait().unwrap();
+    }
+
     fn want_of_memory() {
         let Some(group) = Group::new(&harness::tag(), 64 * MEGABYTE) else { return };
         let error = spawn(group.0.clone(), |group: PathBuf| {

@@ -186,13 +186,15 @@ impl Unit {
     }
 
     fn outcome(self: &Arc<Self>, outcome: Outcome) -> Option<String> {
-        self.log.note(News::Result {
-            what: match &outcome {
-                Outcome::Value(_) => "value",
-                Outcome::Panicked(_) => "panic",
-                Outcome::Failed(_) => "failure",
-            },
-        });
+        let what = match &outcome {
+            Outcome::Value(_) => "value",
+            Outcome::Panicked(_) => "panic",
+            Outcome::Failed(_) => "failure",
+        };
+        // The first last word counts.
+        if !lock(&self.state).life.has_outcome() {
+            self.log.note(News::Result { what });
+        }
         self.change(|life, now| {
             life.on_outcome(outcome, now);
             None

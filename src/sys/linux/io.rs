@@ -397,7 +397,12 @@ pub(crate) fn drain(pipe: impl AsFd, mut take: impl FnMut(&[u8])) -> bool {
 /// What is in a pipe, which stays in it: as much as one holds by default.
 pub(crate) fn peek(pipe: impl AsFd) -> io::Result<Vec<u8>> {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    let count = rustix::pipe::tee(pipe, &writer, 64 << 10, rustix::pipe::SpliceFlags::NONBLOCK)?;
+    // A user who has many may get a small one (pipe(7), pipe-user-pages-soft).
+    let _ = rustix::pipe::fcntl_setpipe_size(&writer, 64 << 10);
+    let count = rustix::pipe::tee(&pipe, &writer, 64 << 10, rustix::pipe::SpliceFlags::NONBLOCK)?;
+    if count < queued(&pipe) {
+        return Err(io::ErrorKind::OutOfMemory.into());
+    }
     drop(writer);
     let mut bytes = Vec::with_capacity(count);
     std::fs::File::from(reader).read_to_end(&mut bytes)?;

@@ -197,8 +197,9 @@ impl Mapping {
         if length == 0 || u64::try_from(told.st_size).ok() != Some(length as u64) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "memory of another size than was said"));
         }
-        // Whoever has sent a hole would have us take the memory for it. (Pages that were swapped out count.)
-        if u64::try_from(told.st_blocks).unwrap_or(0).saturating_mul(512) < length as u64 {
+        // Whoever has sent a hole would have us take the memory for it. (Pages that were swapped out are none.) Behind the end there may be
+        // more, so that counting the blocks is not enough.
+        if rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(0))? != length as u64 {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "memory with holes"));
         }
         // One call in the place of a fault for each few pages.
@@ -294,6 +295,12 @@ mod tests {
         // SAFETY: fcntl(2) on our own descriptor.
         assert_eq!(unsafe { libc::fcntl(hollow.as_raw_fd(), libc::F_ADD_SEALS, SEALS) }, 0);
         assert_eq!(Mapping::of(&hollow, 1 << 40, true).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        // A hole, and as many blocks behind the end.
+        let file = new(1 << 20).unwrap();
+        rustix::fs::ftruncate(&file, 1 << 20).unwrap();
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::KEEP_SIZE, 1 << 20, 1 << 20).unwrap();
+        seal(&file, SEALS).unwrap();
+        assert_eq!(Mapping::of(&file, 1 << 20, true).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]
