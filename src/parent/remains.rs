@@ -28,6 +28,8 @@ struct Rest {
     unit: Arc<Unit>,
     kill_at: Instant,
     killed: Option<Instant>,
+    /// At the last look nobody was seen to live.
+    is_unseen: bool,
     pause: Duration,
     look_at: Instant,
 }
@@ -39,10 +41,14 @@ impl Rest {
             group::send_to_rest(self.unit.pidfd(), signals::KILL);
             self.killed = Some(now);
         }
+        let was_unseen = std::mem::replace(&mut self.is_unseen, false);
         if !group::is_seen_alive(self.unit.pidfd(), self.unit.pid()) {
-            // Somebody may have been overlooked.
+            // Somebody may have been overlooked, who has been made at that moment. With the KILL he makes nobody else, and is seen as long as he
+            // is on his way out.
             group::send_to_rest(self.unit.pidfd(), signals::KILL);
-            return true;
+            self.is_unseen = true;
+            self.look_at = now;
+            return was_unseen;
         }
         self.look_at = now + self.pause;
         if self.killed.is_none() {
@@ -59,7 +65,14 @@ impl Remains {
         let there = group::has_member(unit.pidfd());
         if there {
             let look_at = Instant::now();
-            lock(&self.list).push(Rest { unit: unit.clone(), kill_at, killed: None, pause: FIRST, look_at });
+            lock(&self.list).push(Rest {
+                unit: unit.clone(),
+                kill_at,
+                killed: None,
+                is_unseen: false,
+                pause: FIRST,
+                look_at,
+            });
         }
         there
     }
