@@ -83,6 +83,11 @@ impl Life {
         self.ending.map(|ending| ending.why)
     }
 
+    /// Whether KILL has been sent.
+    pub(crate) fn is_killed(&self) -> bool {
+        self.ending.is_some_and(|ending| ending.killed)
+    }
+
     pub(crate) fn has_outcome(&self) -> bool {
         self.outcome.is_some()
     }

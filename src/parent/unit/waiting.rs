@@ -9,12 +9,16 @@ use super::{Birth, End, Gone, State, Unit, YOUNG};
 use crate::hook;
 use crate::log::News;
 use crate::parent::reaper;
+use crate::parent::shutdown::Why;
 use crate::parent::table::Verdict;
 use crate::parent::unit::lock;
 use crate::sys::io::{self as sysio, AsFd};
 use crate::sys::pidfd::{self, Reaped};
 use crate::sys::{group, signals};
 use crate::wire::parcel::Bytes;
+
+/// So long a start waits for the end of what was killed. It is on its way out, unless a tracer or the kernel holds it.
+const HELD: Duration = Duration::from_secs(1);
 
 impl Unit {
     /// Waits until it is known what came of it, or the time comes. For the one that asked for it.
@@ -114,9 +118,34 @@ impl Unit {
     /// Waits until it is about to run or has ended.
     pub(crate) fn wait_ready(&self, deadline: Option<Instant>) {
         let is_over = |state: &State| state.life.is_ready() || state.end.is_some();
-        self.wait_for(None, |state| is_over(state) || state.life.has_outcome());
+        let mut killed = None;
+        // Nobody is told of a KILL. So who waits looks, when it may have been sent.
+        loop {
+            let (is_killed, next) = {
+                let state = lock(&self.state);
+                (state.life.is_killed(), state.life.deadline())
+            };
+            let now = Instant::now();
+            let until = match (is_killed, next) {
+                (true, _) => Some(*killed.get_or_insert(now + HELD)),
+                (false, Some(next)) => next.max(now).checked_add(YOUNG),
+                (false, None) => None,
+            };
+            if self.wait_for(until, |state| is_over(state) || state.life.has_outcome()) {
+                break;
+            }
+            if killed.is_some_and(|held| held <= Instant::now()) {
+                return;
+            }
+        }
         // It has said why it will not run, and comes to its end: soon, or else the start does not wait for that.
         self.wait_for(deadline, is_over);
+    }
+
+    /// For whom it was killed, if it was, and has not ended.
+    pub(crate) fn is_held(&self) -> Option<Why> {
+        let state = lock(&self.state);
+        state.life.why().filter(|_| state.life.is_killed() && state.end.is_none())
     }
 
     fn wait_for(&self, deadline: Option<Instant>, done: impl Fn(&State) -> bool) -> bool {
