@@ -130,6 +130,14 @@ impl Remains {
         lock(&self.list).iter().map(|rest| rest.unit.clone()).collect()
     }
 
+    /// Does that if something of that unit's group is left. What comes of its end comes after.
+    pub(super) fn while_left(&self, unit: &Unit, act: impl FnOnce()) {
+        let list = lock(&self.list);
+        if list.iter().any(|rest| rest.unit.id == unit.id) {
+            act();
+        }
+    }
+
     /// Waits until nothing is left of that unit's group.
     pub(super) fn wait_for(&self, unit: &Unit) {
         let mut list = lock(&self.list);

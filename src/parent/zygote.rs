@@ -378,13 +378,14 @@ impl Zygote {
         }
     }
 
-    /// Asks it to see to a child that it has not made, should we die. If it cannot hear that now, the child has its own
-    /// guard.
+    /// Asks it to see to a child that it has not made, should we die; not after it was told to let go of it, or it would hold it for
+    /// ever. If it cannot hear that now, the child has its own guard.
     pub(super) fn entrust(&self, unit: &Unit) {
         if let Some(guard) = unit.guard.clone()
             && self.has_spoken()
         {
-            let _ = self.try_request(&Request::Ward { pid: unit.pid(), guard }, &[unit.pidfd().as_fd()]);
+            let ward = Request::Ward { pid: unit.pid(), guard };
+            unit.before_release(|| drop(self.try_request(&ward, &[unit.pidfd().as_fd()])));
         }
     }
 

@@ -200,6 +200,15 @@ impl Unit {
         }
     }
 
+    /// Does that, unless the zygote has been told that its group is nobody's concern any more: that is said after, if it is to be.
+    pub(crate) fn before_release(&self, act: impl FnOnce()) {
+        let state = lock(&self.state);
+        match self.runtime.upgrade() {
+            Some(runtime) if state.end.is_some() => runtime.remains.while_left(self, act),
+            _ => act(),
+        }
+    }
+
     /// Waits until nothing is left of its group that is to be ended with it.
     pub(crate) fn wait_for_group(&self) {
         if let Some(runtime) = self.runtime.upgrade().filter(|_| self.leads && !reaper::is_this_thread()) {
