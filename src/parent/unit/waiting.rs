@@ -14,7 +14,7 @@ use crate::parent::table::Verdict;
 use crate::parent::unit::lock;
 use crate::sys::io::{self as sysio, AsFd};
 use crate::sys::pidfd::{self, Reaped};
-use crate::sys::{group, signals};
+use crate::sys::{group, limit, signals};
 use crate::wire::parcel::Bytes;
 
 /// So long a start waits for the end of what was killed. It is on its way out, unless a tracer or the kernel holds it.
@@ -241,10 +241,13 @@ impl Unit {
             }
             self.before_the_end(&state);
             hook::step_alone("ended");
+            // Told of the dead as well, until they are reaped.
+            let is_unasked = !state.life.has_outcome() && state.life.why().is_none();
+            let memory = if is_unasked { limit::memory_group(self.pid()) } else { None };
             let Some(Reaped { status, usage }) = pidfd::reap(self.pidfd()) else { return Gone::Alive };
             self.leave(&state);
             let runtime = self.runtime.upgrade();
-            let starved = || runtime.as_ref().is_some_and(|runtime| runtime.was_memory_short());
+            let starved = || runtime.as_ref().is_some_and(|runtime| runtime.was_memory_short(memory));
             let ended_by = state.life.ended_by(status, starved);
             let verdict = state.life.on_end(status);
             let stderr = match &verdict {

@@ -213,6 +213,14 @@ pub(crate) mod limit {
     pub(crate) fn memory_kills() -> Option<u64> {
         None
     }
+
+    pub(crate) fn memory_group(_: u32) -> Option<std::path::PathBuf> {
+        None
+    }
+
+    pub(crate) fn memory_kills_of(_: &std::path::Path) -> Option<u64> {
+        None
+    }
 }
 
 pub(crate) mod lifecycle {
