@@ -314,7 +314,7 @@ impl<R> Builder<R> {
     }
 
     /// How long the unit may take, from the start's return. Then it is ended as by a shutdown, and the error is
-    /// [`ErrorKind::TimedOut`], unless its result came first. Default: no limit.
+    /// [`ErrorKind::TimedOut`], unless its result came first; also if it panics on the way. Default: no limit.
     ///
     /// [`ErrorKind::TimedOut`]: crate::ErrorKind::TimedOut
     pub fn timeout(self, timeout: Duration) -> Self {
