@@ -327,6 +327,7 @@ pub(crate) mod signals {
     pub(crate) const BUS: i32 = 7;
     pub(crate) const XCPU: i32 = 24;
     pub(crate) const XFSZ: i32 = 25;
+    pub(crate) const SYS: i32 = 31;
     pub(crate) const GUARD: i32 = 61;
 
     pub(crate) fn is_own_doing(_: i32) -> bool {
