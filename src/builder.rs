@@ -327,7 +327,7 @@ impl<R> Builder<R> {
     }
 
     /// How long the child may take until it is about to run the unit. Then it is killed, and the error is
-    /// [`ErrorKind::Start`]. Default: 10 s. (A start that waits for that does so for a second more if the child does not end of KILL,
+    /// [`ErrorKind::Start`]. Default: 10 s. (A start that waits for that does so for two seconds more if the child does not end of KILL,
     /// because a debugger holds it, say.)
     ///
     /// [`ErrorKind::Start`]: crate::ErrorKind::Start

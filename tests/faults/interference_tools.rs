@@ -184,7 +184,7 @@ behaviour! {
         let (reader, writer) = std::io::pipe().unwrap();
         let (done, over) = std::sync::mpsc::channel();
         let builder = Offspring::builder(Undecoded).stdout(Stdio::from(OwnedFd::from(writer)));
-        let builder = builder.start_timeout(Duration::from_secs(2));
+        let builder = builder.start_timeout(Duration::from_secs(1));
         std::thread::spawn(move || done.send(builder.spawn().map(drop)));
         let mut line = String::new();
         BufReader::new(reader).read_line(&mut line).unwrap();

@@ -18,7 +18,7 @@ use crate::sys::{group, limit, signals};
 use crate::wire::parcel::Bytes;
 
 /// So long a start waits for the end of what was killed. It is on its way out, unless a tracer or the kernel holds it.
-const HELD: Duration = Duration::from_secs(1);
+const HELD: Duration = Duration::from_secs(2);
 
 impl Unit {
     /// Waits until it is known what came of it, or the time comes. For the one that asked for it.
