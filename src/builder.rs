@@ -314,7 +314,7 @@ impl<R> Builder<R> {
     }
 
     /// How long the unit may take, from the start's return. Then it is ended as by a shutdown, and the error is
-    /// [`ErrorKind::TimedOut`], unless its result came first. Default: no limit.
+    /// [`ErrorKind::TimedOut`], unless its result came first; also if it panics on the way. Default: no limit.
     ///
     /// [`ErrorKind::TimedOut`]: crate::ErrorKind::TimedOut
     pub fn timeout(self, timeout: Duration) -> Self {
@@ -327,7 +327,8 @@ impl<R> Builder<R> {
     }
 
     /// How long the child may take until it is about to run the unit. Then it is killed, and the error is
-    /// [`ErrorKind::Start`]. Default: 10 s.
+    /// [`ErrorKind::Start`]. Default: 10 s. (A start that waits for that does so for two seconds more if the child does not end of KILL,
+    /// because a debugger holds it, say.)
     ///
     /// [`ErrorKind::Start`]: crate::ErrorKind::Start
     pub fn start_timeout(self, timeout: Duration) -> Self {

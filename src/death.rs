@@ -62,8 +62,13 @@ pub enum EndedBy {
     Protocol,
     /// We, because it did not end in time after its last word.
     Lingering,
-    /// The kernel, for want of memory: it was killed, not by us, and the kernel has counted such a kill since the last time we
-    /// looked (`oom_kill` in `/proc/vmstat`). Another process may have been meant by that.
+    /// The kernel, for want of memory: it was killed, not by us, and the kernel has counted such a kill (`oom_kill` in `/proc/vmstat`) that
+    /// no other end of a unit accounts for; and counted it in the unit's own control group, where groups are of version 2
+    /// (`memory.events.local`).
+    ///
+    /// The kernel does not say whom it has killed. So it may have been another process of that group (of the system, where groups do not tell),
+    /// since a unit was last killed by somebody else; then this one was killed by somebody else too. And of two that were killed by somebody in the same two seconds, one by
+    /// the kernel, it is the one whose end was seen first.
     OutOfMemory,
     /// The kernel, for a limit that the builder set. (If it only may have been, as with memory, that is in
     /// [`Error::limit`](crate::Error::limit), and here it is `Itself`.)

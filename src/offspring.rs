@@ -181,12 +181,26 @@ impl<R> Offspring<R> {
             self.pipes = pipes;
             let ready = !waits || unit.was_ready();
             self.process = Some(Process(unit));
-            if ready { Ok(()) } else { self.look(None).unwrap_or(Ok(None)).map(drop) }
+            if ready { Ok(()) } else { self.look(None).unwrap_or_else(|| self.held()).map(drop) }
         });
         if let Err(error) = &started {
             self.ended = Ended::Error(error.clone());
         }
         started
+    }
+
+    /// It is not about to run, and has not ended: an error if it was killed.
+    fn held(&self) -> Result<Option<R>, Error> {
+        let (kind, why) = match self.process.as_ref().and_then(|process| process.0.is_held()) {
+            None => return Ok(None),
+            Some(Why::Start) => (ErrorKind::Start, "in time"),
+            Some(Why::Exit) => (ErrorKind::ShuttingDown, "before its parent shut down"),
+            Some(_) => (ErrorKind::Start, "before it was to end"),
+        };
+        Err(self.error(
+            kind,
+            &format!("did not become ready {why}; killed by us, and a tracer or the kernel holds it"),
+        ))
     }
 
     /// Waits until the child has ended and been reaped; gives its result.

@@ -57,6 +57,11 @@ pub(crate) fn judge(verdict: Verdict, mut death: Death, limits: &Limits) -> Resu
         Verdict::Died { breach: Some(breach), .. } => {
             error(ErrorKind::Died, &format!("was killed by us, for {breach}"))
         }
+        Verdict::Died { ended: Some((Why::Timeout, _)), panic: Some(panic), breach: None, .. } => {
+            death.panic = Some(Panic(panic.clone()));
+            let what = format!("its time was over; in the grace it panicked: {} ({how})", panic.message);
+            error(ErrorKind::TimedOut, &what).with_panic(panic)
+        }
         Verdict::Died { ended: Some((why, killed)), .. } => {
             let by = if killed { "killed" } else { "terminated" };
             match why {

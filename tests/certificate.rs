@@ -186,15 +186,23 @@ behaviour! {
 
     fn want_of_memory() {
         let Some(group) = Group::new(&harness::tag(), 64 * MEGABYTE) else { return };
-        let error = spawn(group.0.clone(), |group: PathBuf| {
-            std::fs::write(group.join("cgroup.procs"), std::process::id().to_string()).unwrap();
-            let all: Vec<Vec<u8>> = (0..1000).map(|n| std::hint::black_box(vec![n as u8; MEGABYTE])).collect();
-            all.iter().map(Vec::len).sum::<usize>()
-        });
-        let error = error.unwrap().wait().unwrap_err();
-        let death = error.death().unwrap();
-        assert_eq!((death.status().signal(), death.ended_by()), (Some(libc::SIGKILL), EndedBy::OutOfMemory));
-        assert!(error.to_string().contains("for want of memory"), "{error}");
+        let greedy = || {
+            let unit = spawn(group.0.clone(), |group: PathBuf| {
+                std::fs::write(group.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+                let all: Vec<Vec<u8>> = (0..1000).map(|n| std::hint::black_box(vec![n as u8; MEGABYTE])).collect();
+                all.iter().map(Vec::len).sum::<usize>()
+            });
+            unit.unwrap()
+        };
+        // Also two in the same moment.
+        for units in [vec![greedy()], vec![greedy(), greedy()]] {
+            for unit in units {
+                let error = unit.wait().unwrap_err();
+                let death = error.death().unwrap();
+                assert_eq!((death.status().signal(), death.ended_by()), (Some(libc::SIGKILL), EndedBy::OutOfMemory));
+                assert!(error.to_string().contains("for want of memory"), "{error}");
+            }
+        }
         // The next kill is not taken for one of those.
         let unit = Offspring::new(Act::Sleep).unwrap();
         unit.process().unwrap().kill().unwrap();

@@ -4,6 +4,7 @@
 #[path = "harness/mod.rs"]
 mod harness;
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -168,5 +169,50 @@ behaviour! { through ["auto"];
             (poll.revents, stop.is_requested())
         });
         assert_eq!(unit.unwrap().wait().unwrap(), (0, false));
+    }
+
+    fn whoever_does_not_wait_does_not_if_another_has_made_the_counter_one_that_waits() {
+        let counters = || -> BTreeSet<i32> {
+            let numbers = harness::entries("fd").into_iter().filter_map(|name| name.parse().ok());
+            let is_one = |number: &i32| {
+                std::fs::read_link(format!("/proc/self/fd/{number}")).is_ok_and(|place| place.ends_with("anon_inode:[eventfd]"))
+            };
+            numbers.filter(is_one).collect()
+        };
+        let before = counters();
+        let (sender, receiver) = channel::<u32>(1).unwrap();
+        let (done, over) = std::sync::mpsc::channel();
+        // As any process can that has an end.
+        for counter in counters().difference(&before) {
+            // SAFETY: a descriptor of the channel's.
+            unsafe { libc::fcntl(*counter, libc::F_SETFL, 0) };
+        }
+        let tries = std::thread::spawn(move || {
+            sender.send(1).unwrap();
+            assert!(sender.try_send(2).is_err());
+            let error = sender.send_timeout(2, Duration::from_millis(50)).unwrap_err();
+            assert!(matches!(error, SendTimeoutError::Timeout(_)), "{error:?}");
+            done.send(()).unwrap();
+            sender
+        });
+        over.recv_timeout(Duration::from_secs(60)).unwrap();
+        for counter in counters().difference(&before) {
+            let full = u64::MAX - 1;
+            // SAFETY: eight bytes, to one that has room for no more once it has taken them, or is not empty.
+            unsafe { libc::fcntl(*counter, libc::F_SETFL, libc::O_NONBLOCK) };
+            // SAFETY: as above.
+            unsafe { libc::write(*counter, (&raw const full).cast(), 8) };
+            // SAFETY: as above.
+            unsafe { libc::fcntl(*counter, libc::F_SETFL, 0) };
+        }
+        let sender = tries.join().unwrap();
+        let (done, over) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            assert_eq!(receiver.try_recv().unwrap(), 1);
+            done.send(receiver).unwrap();
+        });
+        let receiver = over.recv_timeout(Duration::from_secs(60)).unwrap();
+        sender.send_timeout(3, Duration::from_secs(60)).unwrap();
+        assert_eq!(receiver.recv().unwrap(), 3);
     }
 }

@@ -122,6 +122,17 @@ fn mark() -> PathBuf {
     std::env::temp_dir().join(harness::tag())
 }
 
+/// How often the thread that watches has read something.
+fn reads_of_the_reaper() -> usize {
+    let of = |task: PathBuf| {
+        let is_it = std::fs::read_to_string(task.join("comm")).ok()? == "offspring\n";
+        let all = std::fs::read_to_string(task.join("io")).ok().filter(|_| is_it)?;
+        all.lines().find_map(|line| line.strip_prefix("syscr: "))?.parse().ok()
+    };
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    tasks.flatten().find_map(|task| of(task.path())).unwrap()
+}
+
 fn group(pid: u32) -> i32 {
     // SAFETY: getpgid(2) has no conditions.
     unsafe { libc::getpgid(pid as i32) }
@@ -357,6 +368,30 @@ behaviour! {
             // KILL has been sent, and takes a moment.
             eventually("the descendant lives", || !is_alive(pid));
         }
+    }
+}
+
+behaviour! { through ["zygote"];
+    fn the_rests_of_many_groups_cost_the_thread_that_watches_one_look() {
+        const GROUPS: usize = 40;
+        let all: Vec<_> = (0..GROUPS)
+            .map(|_| start(leader(Descendant::Deaf, Then::Sleep).shutdown_timeout(LONG)))
+            .collect();
+        for (unit, _) in &all {
+            unit.process().unwrap().begin_shutdown();
+        }
+        eventually("a leader lives", || all.iter().all(|(unit, _)| !unit.process().unwrap().is_alive()));
+        let (before, begun) = (reads_of_the_reaper(), Instant::now());
+        std::thread::sleep(Duration::from_secs(1));
+        let reads = reads_of_the_reaper() - before;
+        let took = begun.elapsed();
+        for (unit, pid) in all {
+            harness::kill(pid, libc::SIGKILL);
+            assert_eq!(unit.shutdown().unwrap(), None);
+        }
+        // It looks twenty times a second, and after a new one some times more.
+        let looks = took.as_millis() as usize / 50 + 20;
+        assert!(reads < looks * GROUPS * 8, "{reads} reads in {looks} looks");
     }
 }
 

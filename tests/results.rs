@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use harness::eventually;
-use offspring::{ErrorKind, Offspring, Subprocess, SubprocessLoop, spawn};
+use offspring::{EndedBy, ErrorKind, Offspring, Subprocess, SubprocessLoop, spawn};
 use serde::{Deserialize, Serialize};
 
 const LONG: Duration = Duration::from_secs(3600);
@@ -156,6 +156,28 @@ behaviour! {
         }
         let unit = Offspring::builder(Deaf).timeout(Duration::from_millis(50)).spawn().unwrap();
         assert_eq!(unit.result().unwrap_err().kind(), ErrorKind::TimedOut);
+    }
+
+    fn a_panic_after_its_time_comes_with_the_timeout() {
+        #[derive(Serialize, Deserialize)]
+        struct Stumbles;
+        impl SubprocessLoop for Stumbles {
+            type Output = ();
+            const SHUTDOWN_TIMEOUT: Option<Duration> = None;
+            fn tick(&mut self) -> ControlFlow<(), Duration> {
+                ControlFlow::Continue(Duration::from_secs(3600))
+            }
+            fn end(self) {
+                panic!("on the way out");
+            }
+        }
+        let unit = Offspring::builder(Stumbles).timeout(Duration::from_millis(20)).spawn();
+        let error = unit.unwrap().wait().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+        assert_eq!(error.panic().unwrap().message(), "on the way out");
+        let death = error.death().unwrap();
+        assert_eq!((death.ended_by(), death.panic()), (EndedBy::Timeout, error.panic()));
+        assert!(error.to_string().contains("its time was over"), "{error}");
     }
 
     fn a_call_is_a_start_and_its_result() {

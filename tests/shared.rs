@@ -5,7 +5,7 @@
 mod harness;
 
 use std::io::Read;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use offspring::{Offspring, SharedBytes, SharedMemory, Stdio, Subprocess, spawn};
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,31 @@ behaviour! {
         }
         let mut text = &b"from a reader"[..];
         assert_eq!(spawn(SharedBytes::from_reader(&mut text).unwrap(), |bytes| bytes.to_vec()).unwrap().wait().unwrap(), b"from a reader");
+    }
+
+    fn a_process_that_is_forked_while_they_are_written_neither_hinders_nor_changes_them() {
+        let (mut told, tell) = std::io::pipe().unwrap();
+        let mut copy = 0;
+        let bytes = SharedBytes::with(3 << 20, |bytes| {
+            bytes.fill(7);
+            // SAFETY: the copy makes the system calls below alone.
+            copy = unsafe { libc::fork() };
+            if copy == 0 {
+                let mut byte = 0_u8;
+                // SAFETY: one byte, and the mapping, of which the copy has one as well.
+                unsafe {
+                    libc::close(tell.as_raw_fd());
+                    libc::read(told.as_raw_fd(), (&raw mut byte).cast(), 1);
+                    bytes[0] = 8;
+                    libc::_exit(0);
+                }
+            }
+        });
+        drop(tell);
+        // SAFETY: our own child.
+        unsafe { libc::waitpid(copy, std::ptr::null_mut(), 0) };
+        assert_eq!(told.read(&mut [0]).unwrap(), 0);
+        assert!(bytes.unwrap().iter().all(|byte| *byte == 7));
     }
 
     fn they_are_not_copied() {

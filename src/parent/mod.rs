@@ -11,5 +11,6 @@ pub(crate) mod runtime;
 pub(crate) mod reaper;
 mod remains;
 pub(crate) mod shutdown;
+mod starvation;
 pub(crate) mod table;
 pub(crate) mod unit;

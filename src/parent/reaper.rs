@@ -160,6 +160,9 @@ fn hear_zygote(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) -> Heard {
         }
     } else if let Some(Reply { id, made }) = Reply::from_bytes(bytes) {
         let pidfd = received.descriptors.into_iter().next().flatten();
+        if made.is_ok() {
+            zygote.on_child();
+        }
         let Some(unit) = runtime.unit(id) else {
             // A spare, then. What stands in the way of one is told to nobody.
             let child = made.ok().and_then(|pid| Some((pid, pidfd::take_over(pid, pidfd).ok()?)));
@@ -198,7 +201,10 @@ fn on_zygotes_end(runtime: &Runtime, zygote: &Zygote, buffer: &mut [u8]) -> bool
     while hear_zygote(runtime, zygote, buffer) == Heard::Something {}
     for unit in runtime.bereave(zygote) {
         match zygote.child_of(unit.id) {
-            Some(pid) => adopt(&unit, pid, None),
+            Some(pid) => {
+                zygote.on_child();
+                adopt(&unit, pid, None);
+            }
             None => unit.on_no_birth(Birth::Gone),
         }
     }

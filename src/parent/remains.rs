@@ -28,21 +28,29 @@ struct Rest {
     unit: Arc<Unit>,
     kill_at: Instant,
     killed: Option<Instant>,
-    /// At the last look nobody was seen to live.
+    /// Who was seen to live at the last look.
+    seen: Option<u32>,
+    /// At the last look there was nobody.
     is_unseen: bool,
     pause: Duration,
     look_at: Instant,
 }
 
 impl Rest {
-    /// Whether there is no more to be done.
-    fn is_done(&mut self, now: Instant) -> bool {
+    /// Sends KILL if it is time for that.
+    fn kill_if_due(&mut self, now: Instant) {
         if self.kill_at <= now && self.killed.is_none() {
             group::send_to_rest(self.unit.pidfd(), signals::KILL);
             self.killed = Some(now);
         }
+    }
+
+    /// This one was seen to live, or nobody, in a look that took so long. Whether there is no more to be done.
+    fn is_done(&mut self, seen: Option<u32>, took: Duration) -> bool {
+        let now = Instant::now();
+        self.seen = seen;
         let was_unseen = std::mem::replace(&mut self.is_unseen, false);
-        if !group::is_seen_alive(self.unit.pidfd(), self.unit.pid()) {
+        if seen.is_none() {
             // Somebody may have been overlooked, who has been made at that moment. With the KILL he makes nobody else, and is seen as long as he
             // is on his way out.
             group::send_to_rest(self.unit.pidfd(), signals::KILL);
@@ -50,7 +58,7 @@ impl Rest {
             self.look_at = now;
             return was_unseen;
         }
-        self.look_at = now + self.pause;
+        self.look_at = now + self.pause.max(4 * took);
         if self.killed.is_none() {
             self.look_at = self.look_at.min(self.kill_at);
         }
@@ -69,6 +77,7 @@ impl Remains {
                 unit: unit.clone(),
                 kill_at,
                 killed: None,
+                seen: None,
                 is_unseen: false,
                 pause: FIRST,
                 look_at,
@@ -77,12 +86,25 @@ impl Remains {
         there
     }
 
-    /// For the reaper: does what is due.
+    /// For the reaper, who alone strikes off: does what is due. If one is to be looked at, all are, for it is one look.
     pub(super) fn tend(&self, runtime: &Runtime) {
         let now = Instant::now();
+        let all: Vec<(Arc<Unit>, Option<u32>)> = {
+            let mut list = lock(&self.list);
+            if list.iter().all(|rest| rest.look_at > now) {
+                return;
+            }
+            list.iter_mut().for_each(|rest| rest.kill_if_due(now));
+            list.iter().map(|rest| (rest.unit.clone(), rest.seen)).collect()
+        };
+        // It takes its time, in which others end.
+        let groups: Vec<_> = all.iter().map(|(unit, seen)| (unit.pidfd(), unit.pid(), *seen)).collect();
+        let mut seen = group::seen_alive(&groups).into_iter();
+        let took = now.elapsed();
         let mut done = Vec::new();
+        // Those that were added since stand behind, and have not been looked for.
         lock(&self.list).retain_mut(|rest| {
-            let is_done = rest.look_at <= now && rest.is_done(now);
+            let is_done = seen.next().is_some_and(|seen| rest.is_done(seen, took));
             if is_done {
                 done.push(rest.unit.clone());
             }
@@ -106,6 +128,14 @@ impl Remains {
     /// The units whose groups are left.
     pub(super) fn units(&self) -> Vec<Arc<Unit>> {
         lock(&self.list).iter().map(|rest| rest.unit.clone()).collect()
+    }
+
+    /// Does that if something of that unit's group is left. What comes of its end comes after.
+    pub(super) fn while_left(&self, unit: &Unit, act: impl FnOnce()) {
+        let list = lock(&self.list);
+        if list.iter().any(|rest| rest.unit.id == unit.id) {
+            act();
+        }
     }
 
     /// Waits until nothing is left of that unit's group.

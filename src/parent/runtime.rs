@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::path::PathBuf;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,6 +16,7 @@ use super::parking::Parking;
 use super::reaper;
 use super::remains::Remains;
 use super::shutdown::Why;
+use super::starvation::Kills;
 use super::unit::{Gone, Unit, YOUNG, lock};
 use super::zygote::{Zygote, Zygotes};
 use crate::death::{LAST_BYTES, last_lines};
@@ -39,8 +41,8 @@ pub(crate) struct Runtime {
     pub(super) parking: Parking,
     pub(super) remains: Remains,
     next_id: AtomicU64,
-    /// What the kernel's count of processes that it has killed for want of memory was when it was last looked at.
-    memory_kills: AtomicU64,
+    /// What is known of the processes that the kernel has killed for want of memory.
+    memory_kills: Mutex<Kills>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -91,6 +93,12 @@ fn process() -> &'static Process {
             shutting_down: Mutex::new(()),
         },
     )
+}
+
+/// A control group, and how often the kernel has killed there for want of memory, if it counts that.
+fn counted(group: Option<PathBuf>) -> Option<(PathBuf, u64)> {
+    let group = group?;
+    limit::memory_kills_of(&group).map(|count| (group, count))
 }
 
 /// The process is on its way out: nothing is started any more.
@@ -192,7 +200,7 @@ impl Runtime {
             parking: Parking::default(),
             remains: Remains::default(),
             next_id: AtomicU64::new(1),
-            memory_kills: AtomicU64::new(u64::MAX),
+            memory_kills: Mutex::default(),
             thread: Mutex::new(None),
         });
         // The program's signal handlers are not to run on our thread.
@@ -200,7 +208,7 @@ impl Runtime {
         let own = runtime.clone();
         let thread = std::thread::Builder::new().name("offspring".into()).spawn(move || {
             reaper::mark_this_thread(&own);
-            own.was_memory_short();
+            own.begin_to_count_kills();
             reaper::work(&own);
         });
         signals::restore(mask);
@@ -353,11 +361,18 @@ impl Runtime {
         }
     }
 
-    /// Whether the kernel has killed a process for want of memory since this was last asked.
-    pub(super) fn was_memory_short(&self) -> bool {
-        let Some(kills) = limit::memory_kills() else { return false };
-        let before = self.memory_kills.swap(kills, Ordering::SeqCst);
-        before != u64::MAX && before < kills
+    /// What the kernel has counted so far is none of our units'.
+    fn begin_to_count_kills(&self) {
+        if let Some(all) = limit::memory_kills() {
+            let group = limit::memory_group(std::process::id());
+            lock(&self.memory_kills).begin(all, counted(group));
+        }
+    }
+
+    /// A unit has been killed that was in that control group: whether the kernel may have done that for want of memory.
+    pub(super) fn was_memory_short(&self, group: Option<PathBuf>) -> bool {
+        let mut kills = lock(&self.memory_kills);
+        limit::memory_kills().is_some_and(|all| kills.account(all, counted(group), Instant::now()))
     }
 
     /// Reads what a unit writes into these pipes, until it ends. If it has been struck off, the second one comes back.

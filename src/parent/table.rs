@@ -42,6 +42,8 @@ pub(crate) enum Verdict {
         ended: Option<(Why, bool)>,
         ready: bool,
         breach: Option<String>,
+        /// In the grace, when its time was over.
+        panic: Option<Panicked>,
     },
 }
 
@@ -81,6 +83,11 @@ impl Life {
     /// Why it was asked to end, if it was.
     pub(crate) fn why(&self) -> Option<Why> {
         self.ending.map(|ending| ending.why)
+    }
+
+    /// Whether KILL has been sent.
+    pub(crate) fn is_killed(&self) -> bool {
+        self.ending.is_some_and(|ending| ending.killed)
     }
 
     pub(crate) fn has_outcome(&self) -> bool {
@@ -204,18 +211,22 @@ impl Life {
     /// It has been reaped: no event comes after this one.
     pub(crate) fn on_end(&mut self, status: ExitStatus) -> Verdict {
         let ended = self.ending.map(|ending| (ending.why, ending.killed));
-        let died = Verdict::Died { ended, ready: self.ready, breach: self.breach.take() };
-        match self.outcome.take() {
-            // What came after its time was over came too late.
-            Some(Outcome::Value(_)) if matches!(ended, Some((Why::Timeout, _))) => died,
-            Some(Outcome::Value(bytes)) => Verdict::Value(bytes),
-            Some(Outcome::Panicked(panic)) => Verdict::Panicked(panic),
-            Some(Outcome::Failed(failed)) => Verdict::Failed(failed),
-            None => match self.note.take() {
-                Some(panic) if pidfd::signal(status) == Some(signals::ABRT) => Verdict::Panicked(panic),
-                _ => died,
-            },
-        }
+        let outcome = match (self.outcome.take(), self.note.take()) {
+            (None, Some(panic)) if pidfd::signal(status) == Some(signals::ABRT) => {
+                Some(Outcome::Panicked(panic))
+            }
+            (outcome, _) => outcome,
+        };
+        // What came after its time was over came too late.
+        let is_late = matches!(ended, Some((Why::Timeout, _)));
+        let panic = match outcome {
+            Some(Outcome::Panicked(panic)) if is_late => Some(panic),
+            Some(Outcome::Value(bytes)) if !is_late => return Verdict::Value(bytes),
+            Some(Outcome::Panicked(panic)) => return Verdict::Panicked(panic),
+            Some(Outcome::Failed(failed)) if !is_late => return Verdict::Failed(failed),
+            _ => None,
+        };
+        Verdict::Died { ended, ready: self.ready, breach: self.breach.take(), panic }
     }
 }
 
@@ -287,6 +298,29 @@ mod tests {
         life.on_outcome(value(0), now + 5 * SECOND);
         let verdict = life.on_end(ExitStatus::from_raw(0));
         assert!(matches!(verdict, Verdict::Died { ended: Some((Why::Timeout, false)), .. }));
+    }
+
+    #[test]
+    fn a_panic_in_the_grace_after_a_timeout_is_told_with_the_timeout() {
+        let now = Instant::now();
+        for aborts in [false, true] {
+            let mut life = running(terms(), now);
+            life.on_time(now + 5 * SECOND);
+            if aborts {
+                life.on_note(panicked());
+            } else {
+                life.on_outcome(Outcome::Panicked(panicked()), now + 5 * SECOND);
+            }
+            let verdict = life.on_end(ExitStatus::from_raw(if aborts { ABRT } else { 101 << 8 }));
+            let Verdict::Died { ended: Some((Why::Timeout, false)), panic: Some(_), .. } = verdict else {
+                panic!("{verdict:?}")
+            };
+        }
+        // By another end than a timeout it is the panic.
+        let mut life = running(terms(), now);
+        life.ask_to_end(Why::Shutdown, now);
+        life.on_outcome(Outcome::Panicked(panicked()), now);
+        assert!(matches!(life.on_end(ExitStatus::from_raw(101 << 8)), Verdict::Panicked(_)));
     }
 
     #[test]

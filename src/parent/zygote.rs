@@ -32,6 +32,9 @@ const BOOT: Duration = Duration::from_secs(5);
 /// So many that die one after the other before they are ready are an error.
 const CRASHES: u64 = 3;
 
+/// So many that a filter of system calls ends one after the other, before they have made a child, are enough.
+const FILTERED: u32 = 3;
+
 /// One zygote.
 pub(crate) struct Zygote {
     line: OwnedFd,
@@ -47,6 +50,7 @@ pub(crate) struct Zygote {
     /// Milliseconds from `began` to its last word.
     heard: AtomicU64,
     dead: AtomicBool,
+    has_made: AtomicBool,
     /// Leaders of groups, by their pidfds' identity, that it is still to be told to let go of.
     unreleased: Mutex<Vec<u64>>,
 }
@@ -87,6 +91,8 @@ struct Now {
     unfit: Option<String>,
     /// How many died before they were ready, and how the last one did.
     crashes: u64,
+    /// How many were ended in a row by a filter of system calls, ready, and before they had made a child.
+    filtered: u32,
     /// Whether one has been ready before.
     had_one: bool,
     crash: Option<ExitStatus>,
@@ -237,13 +243,31 @@ impl Zygotes {
     /// For the reaper: it has been reaped.
     pub(super) fn on_end(&self, zygote: &Zygote, status: ExitStatus) {
         log::zygote_ended(&status);
-        let mut now = lock(&self.now);
-        if zygote.rights.get().is_none() && now.unfit.is_none() {
-            now.crashes += 1;
-            now.crash = Some(status);
+        let mut unfit = None;
+        {
+            let mut now = lock(&self.now);
+            let was_ready = zygote.rights.get().is_some();
+            if !was_ready && now.unfit.is_none() {
+                now.crashes += 1;
+                now.crash = Some(status);
+            }
+            let is_filtered = was_ready && pidfd::signal(status) == Some(signals::SYS);
+            let is_next = is_filtered && !zygote.has_made.load(Ordering::Relaxed);
+            now.filtered = if is_next { now.filtered + 1 } else { 0 };
+            // The next would fare no better: what is filtered stays so.
+            if now.filtered >= FILTERED && now.unfit.is_none() {
+                let why = format!(
+                    "{FILTERED} in a row were ended by a filter when they were to make a child ({status})"
+                );
+                now.unfit = Some(why.clone());
+                unfit = Some(why);
+            }
+            now.zygote = None;
         }
-        now.zygote = None;
         self.changed.notify_all();
+        if let Some(why) = unfit {
+            log::fallback("the zygote", &why);
+        }
     }
 }
 
@@ -288,6 +312,7 @@ impl Zygote {
             began: Instant::now(),
             heard: AtomicU64::new(0),
             dead: AtomicBool::new(false),
+            has_made: AtomicBool::new(false),
             unreleased: Mutex::default(),
         })
     }
@@ -317,6 +342,11 @@ impl Zygote {
     /// For the reaper, after its death: the child that it had made for that request without saying so.
     pub(super) fn child_of(&self, request: u64) -> Option<u32> {
         self.ledger.child_of(request)
+    }
+
+    /// For the reaper: it has made a child.
+    pub(super) fn on_child(&self) {
+        self.has_made.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn on_word(&self) {
@@ -378,13 +408,14 @@ impl Zygote {
         }
     }
 
-    /// Asks it to see to a child that it has not made, should we die. If it cannot hear that now, the child has its own
-    /// guard.
+    /// Asks it to see to a child that it has not made, should we die; not after it was told to let go of it, or it would hold it for
+    /// ever. If it cannot hear that now, the child has its own guard.
     pub(super) fn entrust(&self, unit: &Unit) {
         if let Some(guard) = unit.guard.clone()
             && self.has_spoken()
         {
-            let _ = self.try_request(&Request::Ward { pid: unit.pid(), guard }, &[unit.pidfd().as_fd()]);
+            let ward = Request::Ward { pid: unit.pid(), guard };
+            unit.before_release(|| drop(self.try_request(&ward, &[unit.pidfd().as_fd()])));
         }
     }
 

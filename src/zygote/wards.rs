@@ -106,20 +106,25 @@ impl Wards {
                 Care::End(_) | Care::LetBe | Care::Parked => {}
             }
         }
-        let mut groups: Vec<&Group> = Vec::new();
+        // And who of each was seen last.
+        let mut groups: Vec<(&Group, Option<u32>)> = Vec::new();
         for group in &self.groups {
             // The guard of its leader sends TERM to all of it.
             let _ = pidfd::send_signal(&group.pidfd, signals::GUARD);
             group::send_to_rest(&group.pidfd, signals::CONT);
-            groups.extend(group.grace.and_then(|grace| now.checked_add(grace)).map(|_| group));
+            groups.extend(group.grace.and_then(|grace| now.checked_add(grace)).map(|_| (group, None)));
         }
         let mut look = Duration::from_millis(1);
         while !left.is_empty() || !groups.is_empty() {
             let spent = now.elapsed();
             let rest = |grace: &Duration| grace.saturating_sub(spent);
-            groups.retain(|group| {
+            let looked: Vec<_> =
+                groups.iter().map(|(group, seen)| (&group.pidfd, group.pid, *seen)).collect();
+            let mut alive = group::seen_alive(&looked).into_iter();
+            groups.retain_mut(|(group, seen)| {
                 let is_over = group.grace.is_some_and(|grace| rest(&grace).is_zero());
-                let goes_on = !is_over && group::is_seen_alive(&group.pidfd, group.pid);
+                *seen = alive.next().flatten();
+                let goes_on = !is_over && seen.is_some();
                 if !goes_on {
                     // Also if nobody was seen, for somebody may have been overlooked.
                     group::send_to_rest(&group.pidfd, signals::KILL);
@@ -130,8 +135,10 @@ impl Wards {
                 let _ = pidfd::send_signal(child, signals::KILL);
             }
             // One that was killed needs a moment.
-            let graces =
-                left.iter().map(|(_, grace)| *grace).chain(groups.iter().filter_map(|group| group.grace));
+            let graces = left
+                .iter()
+                .map(|(_, grace)| *grace)
+                .chain(groups.iter().filter_map(|(group, _)| group.grace));
             let pause = graces.map(|grace| rest(&grace)).min().unwrap_or_default();
             // Nothing tells of the end of a group.
             let pause = if groups.is_empty() { pause } else { pause.min(look) };

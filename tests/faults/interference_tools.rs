@@ -1,7 +1,7 @@
 //! Tracers, exit handlers, and what measures a program and writes at its exit.
 
-use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
 use std::time::Duration;
 
@@ -114,6 +114,26 @@ impl Tracer {
     }
 }
 
+/// Says its pid and does not get beyond being decoded; its start waits for that.
+#[derive(Serialize)]
+struct Undecoded;
+
+impl<'de> Deserialize<'de> for Undecoded {
+    fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        println!("{}", std::process::id());
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
+impl Subprocess for Undecoded {
+    type Output = ();
+    const WAIT_FOR_CHILD: bool = true;
+
+    fn run(self) {}
+}
+
 /// What this process uses of the processors in a second in which it has nothing to do.
 fn spent_idle() -> Duration {
     let before = harness::processor_time();
@@ -157,6 +177,26 @@ behaviour! {
         tracer.let_go();
         eventually("it is not reaped", || harness::state(process.id()).is_none());
         assert!(process.exit_status().unwrap().success());
+    }
+
+    fn case_80_a_start_that_waits_for_a_unit_which_a_debugger_holds_ends_when_its_time_is_over() {
+        let mut tracer = Tracer::new();
+        let (reader, writer) = std::io::pipe().unwrap();
+        let (done, over) = std::sync::mpsc::channel();
+        let builder = Offspring::builder(Undecoded).stdout(Stdio::from(OwnedFd::from(writer)));
+        let builder = builder.start_timeout(Duration::from_secs(1));
+        std::thread::spawn(move || done.send(builder.spawn().map(drop)));
+        let mut line = String::new();
+        BufReader::new(reader).read_line(&mut line).unwrap();
+        let pid = line.trim().parse().unwrap();
+        let attached = tracer.attach(pid);
+        // Long, should it wait for the end.
+        let error = over.recv_timeout(Duration::from_secs(60)).unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Start, "{error}");
+        assert!(error.to_string().contains("did not become ready in time; killed by us"), "{error}");
+        assert!(!attached || harness::state(pid) == Some('Z'));
+        tracer.let_go();
+        eventually("it is not reaped", || harness::state(pid).is_none());
     }
 
     fn case_80_all_of_it_under_a_tracer() {

@@ -1,6 +1,6 @@
 //! No orphan, whatever a unit or its parent has made of itself; and no harm to a unit whose parent only stands still.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -252,6 +252,38 @@ behaviour! {
         eventually("the thread is still there", || !std::path::Path::new("/proc").join(&thread).exists());
         drop(unit.take_stdin());
         assert_eq!(unit.wait().unwrap(), 0);
+    }
+
+    fn case_59_the_thread_ends_and_its_unit_has_executed_another_program() {
+        #[derive(Serialize, Deserialize)]
+        struct Another;
+        impl Subprocess for Another {
+            type Output = ();
+            fn run(self) {
+                use std::os::unix::process::CommandExt;
+                panic!("{}", std::process::Command::new("/bin/cat").exec());
+            }
+        }
+        let thread = std::thread::spawn(|| {
+            let builder = Offspring::builder(Another).stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut unit = builder.spawn().unwrap();
+            let (mut stdin, mut stdout) = (unit.take_stdin().unwrap(), unit.take_stdout().unwrap());
+            stdin.write_all(b"!").unwrap();
+            stdout.read_exact(&mut [0]).unwrap();
+            (unit, stdin, stdout, std::fs::read_link("/proc/thread-self").unwrap())
+        });
+        let (unit, mut stdin, mut stdout, thread) = thread.join().unwrap();
+        eventually("the thread is still there", || !std::path::Path::new("/proc").join(&thread).exists());
+        let pid = unit.process().unwrap().id();
+        if std::env::var("OFFSPRING_LAUNCHER").unwrap() == "exec" {
+            // As the guide has it.
+            eventually("it goes on", || !is_alive(pid));
+        } else {
+            stdin.write_all(b"!").unwrap();
+            stdout.read_exact(&mut [0]).unwrap();
+        }
+        drop(stdin);
+        unit.wait().unwrap_err();
     }
 
     fn case_59_the_first_thread_of_a_parent_ends_and_the_others_go_on() {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::behaviour;
 use crate::harness::marks::{self, Mark};
+use crate::harness::told::Told;
 use crate::harness::{self, can, double, eventually, is_again, limit, zygote};
 
 /// Every launcher, and the library's own choice.
@@ -322,6 +323,29 @@ behaviour! { through ["zygote"];
 }
 
 behaviour! { through ["auto"];
+    fn case_22_where_a_filter_kills_who_calls_clone3_the_program_is_executed_for_each_unit() {
+        let unit = spawn((), |()| {
+            eventually("there is no zygote", || {
+                twice(1);
+                zygote().is_some()
+            });
+            let first = zygote().unwrap();
+            if !can("a filter", harness::forbid(libc::SYS_clone3)) {
+                return;
+            }
+            let told = Told::listen();
+            harness::kill(first, libc::SIGKILL);
+            eventually("it does not die", || !harness::is_alive(first));
+            (0..5).for_each(twice);
+            eventually("there is one again", || harness::zygotes().is_empty());
+            let warnings = told.warnings();
+            assert!(matches!(&*warnings, [it] if it.contains("ended by a filter")), "{warnings:?}");
+            let ends = told.events().iter().filter(|said| said.text.contains("zygote ended")).count();
+            assert!(ends <= 4, "{ends}");
+        });
+        unit.unwrap().wait().unwrap();
+    }
+
     fn case_22_the_old_call_makes_a_child_and_there_is_no_descriptor_for_it() {
         let file = marks::file();
         if !can("a filter", harness::filter(libc::SYS_clone3, libc::ENOSYS, true)) {

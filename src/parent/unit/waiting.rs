@@ -9,12 +9,16 @@ use super::{Birth, End, Gone, State, Unit, YOUNG};
 use crate::hook;
 use crate::log::News;
 use crate::parent::reaper;
+use crate::parent::shutdown::Why;
 use crate::parent::table::Verdict;
 use crate::parent::unit::lock;
 use crate::sys::io::{self as sysio, AsFd};
 use crate::sys::pidfd::{self, Reaped};
-use crate::sys::{group, signals};
+use crate::sys::{group, limit, signals};
 use crate::wire::parcel::Bytes;
+
+/// So long a start waits for the end of what was killed. It is on its way out, unless a tracer or the kernel holds it.
+const HELD: Duration = Duration::from_secs(2);
 
 impl Unit {
     /// Waits until it is known what came of it, or the time comes. For the one that asked for it.
@@ -114,9 +118,34 @@ impl Unit {
     /// Waits until it is about to run or has ended.
     pub(crate) fn wait_ready(&self, deadline: Option<Instant>) {
         let is_over = |state: &State| state.life.is_ready() || state.end.is_some();
-        self.wait_for(None, |state| is_over(state) || state.life.has_outcome());
+        let mut killed = None;
+        // Nobody is told of a KILL. So who waits looks, when it may have been sent.
+        loop {
+            let (is_killed, next) = {
+                let state = lock(&self.state);
+                (state.life.is_killed(), state.life.deadline())
+            };
+            let now = Instant::now();
+            let until = match (is_killed, next) {
+                (true, _) => Some(*killed.get_or_insert(now + HELD)),
+                (false, Some(next)) => next.max(now).checked_add(YOUNG),
+                (false, None) => None,
+            };
+            if self.wait_for(until, |state| is_over(state) || state.life.has_outcome()) {
+                break;
+            }
+            if killed.is_some_and(|held| held <= Instant::now()) {
+                return;
+            }
+        }
         // It has said why it will not run, and comes to its end: soon, or else the start does not wait for that.
         self.wait_for(deadline, is_over);
+    }
+
+    /// For whom it was killed, if it was, and has not ended.
+    pub(crate) fn is_held(&self) -> Option<Why> {
+        let state = lock(&self.state);
+        state.life.why().filter(|_| state.life.is_killed() && state.end.is_none())
     }
 
     fn wait_for(&self, deadline: Option<Instant>, done: impl Fn(&State) -> bool) -> bool {
@@ -171,6 +200,15 @@ impl Unit {
         }
     }
 
+    /// Does that, unless the zygote has been told that its group is nobody's concern any more: that is said after, if it is to be.
+    pub(crate) fn before_release(&self, act: impl FnOnce()) {
+        let state = lock(&self.state);
+        match self.runtime.upgrade() {
+            Some(runtime) if state.end.is_some() => runtime.remains.while_left(self, act),
+            _ => act(),
+        }
+    }
+
     /// Waits until nothing is left of its group that is to be ended with it.
     pub(crate) fn wait_for_group(&self) {
         if let Some(runtime) = self.runtime.upgrade().filter(|_| self.leads && !reaper::is_this_thread()) {
@@ -203,10 +241,13 @@ impl Unit {
             }
             self.before_the_end(&state);
             hook::step_alone("ended");
+            // Told of the dead as well, until they are reaped.
+            let is_unasked = !state.life.has_outcome() && state.life.why().is_none();
+            let memory = if is_unasked { limit::memory_group(self.pid()) } else { None };
             let Some(Reaped { status, usage }) = pidfd::reap(self.pidfd()) else { return Gone::Alive };
             self.leave(&state);
             let runtime = self.runtime.upgrade();
-            let starved = || runtime.as_ref().is_some_and(|runtime| runtime.was_memory_short());
+            let starved = || runtime.as_ref().is_some_and(|runtime| runtime.was_memory_short(memory));
             let ended_by = state.life.ended_by(status, starved);
             let verdict = state.life.on_end(status);
             let stderr = match &verdict {

@@ -4,6 +4,7 @@
 //! the leader's pidfd a group can be signalled also when the leader has been reaped (Linux 6.9); by its number only before, for
 //! after that it may be a stranger's.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::OnceLock;
@@ -58,33 +59,57 @@ pub(crate) fn has_member(leader: &OwnedFd) -> bool {
     signal(leader, 0).map_or_else(|error| error.raw_os_error() == Some(libc::EPERM), |()| true)
 }
 
-/// Whether a member is seen to live. Slow: where nobody reaps orphans, as in many containers, those that have ended stay, and the
-/// kernel has no question that leaves them out. One that has a child in its stead at that very moment may be overlooked.
-pub(crate) fn is_seen_alive(leader: &OwnedFd, pid: u32) -> bool {
-    if !has_member(leader) {
-        return false;
+/// Of each of these groups (its leader, the leader's pid, and who was seen the last time) a member that is seen to live. Slow: where nobody
+/// reaps orphans, as in many containers, those that have ended stay, and the kernel has no question that leaves them out. So all
+/// processes are looked at, but once for all the groups, and only if of one of them nobody lives who was seen before. One that has a
+/// child in its stead at that very moment may be overlooked.
+pub(crate) fn seen_alive(groups: &[(&OwnedFd, u32, Option<u32>)]) -> Vec<Option<u32>> {
+    let still =
+        |group: u32, seen: Option<u32>| seen.filter(|pid| group_of_live(&pid.to_string()) == Some(group));
+    let mut alive: Vec<Option<u32>> =
+        groups.iter().map(|(leader, pid, seen)| still(*pid, *seen).filter(|_| has_member(leader))).collect();
+    let mut sought: BTreeMap<u32, usize> = (0..)
+        .zip(groups)
+        .filter(|(at, (leader, ..))| alive[*at].is_none() && has_member(leader))
+        .map(|(at, (_, pid, _))| (*pid, at))
+        .collect();
+    if sought.is_empty() {
+        return alive;
     }
-    let Ok(all) = std::fs::read_dir("/proc") else { return true };
-    let is_member = |name: &str| {
-        let stat = std::fs::read_to_string(format!("/proc/{name}/stat")).unwrap_or_default();
-        is_alive_in(&stat, pid)
+    let Ok(all) = std::fs::read_dir("/proc") else {
+        // It is not known. There is somebody.
+        sought.into_iter().for_each(|(pid, at)| alive[at] = Some(pid));
+        return alive;
     };
-    all.flatten().any(|entry| {
+    for entry in all.flatten() {
         let name = entry.file_name();
-        name.to_str()
-            .is_some_and(|name| name.starts_with(|first: char| first.is_ascii_digit()) && is_member(name))
-    })
+        let Some((name, pid)) = name.to_str().and_then(|name| Some((name, name.parse().ok()?))) else {
+            continue;
+        };
+        if let Some(at) = group_of_live(name).and_then(|group| sought.remove(&group)) {
+            alive[at] = Some(pid);
+            if sought.is_empty() {
+                break;
+            }
+        }
+    }
+    alive
 }
 
-/// Whether that line of proc_pid_stat(5) is of a live process of that group.
-fn is_alive_in(stat: &str, group: u32) -> bool {
+/// The group of that process, if it lives.
+fn group_of_live(pid: &str) -> Option<u32> {
+    group_in(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The group of the process that this line of proc_pid_stat(5) is of, if it lives.
+fn group_in(stat: &str) -> Option<u32> {
     // The name stands in parentheses, and may have some itself.
-    let Some((_, rest)) = stat.rsplit_once(") ") else { return false };
+    let (_, rest) = stat.rsplit_once(") ")?;
     let fields: Vec<&str> = rest.split(' ').collect();
     let number = |at: usize| fields.get(at)?.parse::<u32>().ok();
     // `Z` is said as well of one whose first thread has ended, and others go on.
     let is_dead = fields[0] == "X" || fields[0] == "Z" && number(17).is_none_or(|threads| threads <= 1);
-    !is_dead && number(2) == Some(group)
+    number(2).filter(|_| !is_dead)
 }
 
 #[cfg(test)]
@@ -92,12 +117,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_dead_and_strangers_are_no_live_members() {
-        assert!(is_alive_in("12 (a) Z 3) S 1 77 12 0 -1", 77));
+    fn the_dead_are_of_no_group() {
+        assert_eq!(group_in("12 (a) Z 3) S 1 77 12 0 -1"), Some(77));
         let ended = |threads| format!("12 (a) Z 1 77 12 0 -1 4 5 6 7 8 9 10 11 12 13 14 {threads} 0 99");
-        assert!(is_alive_in(&ended(2), 77) && !is_alive_in(&ended(1), 77));
-        assert!(!is_alive_in("12 (a) Z 1 77 12 0 -1", 77));
-        assert!(!is_alive_in("12 (a) R 77 78 77 0 -1", 77));
-        assert!(!is_alive_in("", 77) && !is_alive_in("12 (a) ", 77));
+        assert_eq!((group_in(&ended(2)), group_in(&ended(1))), (Some(77), None));
+        assert_eq!(group_in("12 (a) Z 1 77 12 0 -1"), None);
+        assert_eq!(group_in("12 (a) R 77 78 77 0 -1"), Some(78));
+        assert_eq!((group_in(""), group_in("12 (a) ")), (None, None));
     }
 }

@@ -11,6 +11,8 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 
+pub(crate) use super::counter::{add, counter, take_all};
+
 /// The same file at a descriptor above the standard streams.
 pub(crate) fn above_stdio(fd: OwnedFd) -> io::Result<OwnedFd> {
     if fd.as_raw_fd() > 2 { Ok(fd) } else { Ok(rustix::io::fcntl_dupfd_cloexec(&fd, 3)?) }
@@ -216,21 +218,6 @@ pub(crate) fn wait_for(signs: &[(BorrowedFd<'_>, Sign)], time: Option<Duration>)
         tv_nsec: time.subsec_nanos() as _,
     });
     poll(&mut all, time.as_ref()).is_ok_and(|ready| ready > 0)
-}
-
-/// A counter that is readable while it is not zero.
-pub(crate) fn counter() -> io::Result<OwnedFd> {
-    above_stdio(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
-}
-
-/// Adds one to a counter.
-pub(crate) fn add(counter: &OwnedFd) {
-    let _ = rustix::io::write(counter, &1_u64.to_ne_bytes());
-}
-
-/// Sets a counter to zero.
-pub(crate) fn take_all(counter: &OwnedFd) {
-    let _ = rustix::io::read(counter, &mut [0_u8; 8]);
 }
 
 /// Has the kernel keep so many bytes of what is sent, if it may; more than its default, at any rate.

@@ -1,6 +1,7 @@
 //! The limits of a process.
 
 use std::io;
+use std::path::{Path, PathBuf};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -78,6 +79,31 @@ pub(crate) fn memory_kills() -> Option<u64> {
     counts.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok())
 }
 
+/// The control group (of version 2) to which the memory of that process is counted, also of one that has ended and was not reaped; `None`
+/// where that is not told.
+pub(crate) fn memory_group(pid: u32) -> Option<PathBuf> {
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    group_in(&groups, Path::new("/sys/fs/cgroup"))
+}
+
+const GROUP_COUNTS: &str = "memory.events.local";
+
+/// The same, of what proc_pid_cgroup(5) says.
+fn group_in(groups: &str, root: &Path) -> Option<PathBuf> {
+    let own =
+        groups.lines().find_map(|line| line.strip_prefix("0::/")).filter(|own| !own.starts_with(".."))?;
+    let place = root.join(own);
+    // Where a group counts nothing of its own, the one above it does.
+    let mut above = place.ancestors().take_while(|place| place.starts_with(root));
+    above.find(|place| place.join(GROUP_COUNTS).exists()).map(Path::to_owned)
+}
+
+/// How often the kernel has killed a process of that control group for want of memory.
+pub(crate) fn memory_kills_of(group: &Path) -> Option<u64> {
+    let counts = std::fs::read_to_string(group.join(GROUP_COUNTS)).ok()?;
+    counts.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,5 +116,18 @@ mod tests {
         assert_eq!(hint("sending its context", libc::EAGAIN), None);
         assert_eq!(hint("clone", libc::ENOENT), None);
         assert_eq!(super::hint("clone", &io::Error::other("of ours")), None);
+    }
+    #[test]
+    fn the_group_is_the_nearest_that_counts() {
+        let root = std::env::temp_dir().join(format!("offspring-groups-{}", std::process::id()));
+        let group = root.join("a/b");
+        std::fs::create_dir_all(group.join("c")).unwrap();
+        std::fs::write(group.join(GROUP_COUNTS), "low 0\noom 3\noom_kill 2\noom_group_kill 1\n").unwrap();
+        let found = |groups| group_in(groups, &root);
+        assert_eq!(found("0::/a/b\n"), Some(group.clone()));
+        assert_eq!(found("4:memory:/x\n0::/a/b/c\n"), Some(group.clone()));
+        assert_eq!((found("0::/\n"), found("4:memory:/a/b\n"), found("0::/../a")), (None, None, None));
+        assert_eq!((memory_kills_of(&group), memory_kills_of(&root)), (Some(2), None));
+        std::fs::remove_dir_all(root).unwrap();
     }
 }

@@ -37,8 +37,24 @@ pub(crate) fn sealed_by(length: usize, write: impl FnOnce(&mut [u8])) -> io::Res
     // SAFETY: mapped for reading and writing until the drop, so long; nobody else knows of the file.
     write(unsafe { std::slice::from_raw_parts_mut(region.start.cast(), length) });
     drop(region);
-    seal(&file, SEALS)?;
-    Ok(file)
+    match seal(&file, SEALS) {
+        // A copy that was forked meanwhile has it mapped as well, for as long as it likes, and can write to it.
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => copied(&file, length as u64),
+        sealed => sealed.map(|()| file),
+    }
+}
+
+/// The same bytes in a file of their own.
+fn copied(file: &OwnedFd, length: u64) -> io::Result<OwnedFd> {
+    let copy = new(length)?;
+    let mut buffer = vec![0; length.min(1 << 20) as usize];
+    for offset in (0..length).step_by(buffer.len()) {
+        let part = (length - offset).min(buffer.len() as u64) as usize;
+        read_at(file, offset, &mut buffer[..part])?;
+        write_at(&copy, offset, &buffer[..part])?;
+    }
+    seal(&copy, SEALS)?;
+    Ok(copy)
 }
 
 /// Memory that others may write as well, for as long as it is: so many bytes, zeros.

@@ -2,6 +2,7 @@
 
 pub(crate) mod clone;
 pub(crate) mod constructor;
+mod counter;
 pub(crate) mod environment;
 pub(crate) mod group;
 pub(crate) mod image;

@@ -27,6 +27,7 @@ pub(crate) const SEGV: i32 = libc::SIGSEGV;
 pub(crate) const BUS: i32 = libc::SIGBUS;
 pub(crate) const XCPU: i32 = libc::SIGXCPU;
 pub(crate) const XFSZ: i32 = libc::SIGXFSZ;
+pub(crate) const SYS: i32 = libc::SIGSYS;
 
 /// Whether a process that ends of this signal has brought it upon itself, as far as anybody can tell.
 pub(crate) fn is_own_doing(signal: i32) -> bool {

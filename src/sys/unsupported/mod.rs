@@ -127,8 +127,8 @@ pub(crate) mod group {
         false
     }
 
-    pub(crate) fn is_seen_alive(_: &OwnedFd, _: u32) -> bool {
-        false
+    pub(crate) fn seen_alive(_: &[(&OwnedFd, u32, Option<u32>)]) -> Vec<Option<u32>> {
+        Vec::new()
     }
 }
 
@@ -211,6 +211,14 @@ pub(crate) mod limit {
     }
 
     pub(crate) fn memory_kills() -> Option<u64> {
+        None
+    }
+
+    pub(crate) fn memory_group(_: u32) -> Option<std::path::PathBuf> {
+        None
+    }
+
+    pub(crate) fn memory_kills_of(_: &std::path::Path) -> Option<u64> {
         None
     }
 }
@@ -319,6 +327,7 @@ pub(crate) mod signals {
     pub(crate) const BUS: i32 = 7;
     pub(crate) const XCPU: i32 = 24;
     pub(crate) const XFSZ: i32 = 25;
+    pub(crate) const SYS: i32 = 31;
     pub(crate) const GUARD: i32 = 61;
 
     pub(crate) fn is_own_doing(_: i32) -> bool {
