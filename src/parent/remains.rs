@@ -1,4 +1,4 @@
-//! What is left of the process groups of units that we have ended, when the unit itself is gone: it has the rest of the unit's
+//! What is left of the process groups (and cgroups) of units that we have ended, when the unit itself is gone: it has the rest of the unit's
 //! grace.
 //!
 //! Nothing tells of a group's end, so the reaper looks again and again while there is one.
@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use super::runtime::Runtime;
 use super::unit::{Unit, lock};
-use crate::sys::{group, signals};
 
 /// Between two looks: at first, and at most.
 const FIRST: Duration = Duration::from_millis(1);
@@ -38,14 +37,14 @@ impl Rest {
     /// Whether there is no more to be done.
     fn is_done(&mut self, now: Instant) -> bool {
         if self.kill_at <= now && self.killed.is_none() {
-            group::send_to_rest(self.unit.pidfd(), signals::KILL);
+            self.unit.kill_rest();
             self.killed = Some(now);
         }
         let was_unseen = std::mem::replace(&mut self.is_unseen, false);
-        if !group::is_seen_alive(self.unit.pidfd(), self.unit.pid()) {
+        if !self.unit.is_rest_alive() {
             // Somebody may have been overlooked, who has been made at that moment. With the KILL he makes nobody else, and is seen as long as he
             // is on his way out.
-            group::send_to_rest(self.unit.pidfd(), signals::KILL);
+            self.unit.kill_rest();
             self.is_unseen = true;
             self.look_at = now;
             return was_unseen;
@@ -62,7 +61,7 @@ impl Rest {
 impl Remains {
     /// A unit has been reaped; what there may be of its group gets KILL at that time. Whether there is something.
     pub(super) fn add(&self, unit: &Arc<Unit>, kill_at: Instant) -> bool {
-        let there = group::has_member(unit.pidfd());
+        let there = unit.has_rest();
         if there {
             let look_at = Instant::now();
             lock(&self.list).push(Rest {
@@ -84,6 +83,7 @@ impl Remains {
         lock(&self.list).retain_mut(|rest| {
             let is_done = rest.look_at <= now && rest.is_done(now);
             if is_done {
+                rest.unit.vacate(runtime);
                 done.push(rest.unit.clone());
             }
             !is_done

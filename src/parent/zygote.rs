@@ -384,7 +384,8 @@ impl Zygote {
         if let Some(guard) = unit.guard.clone()
             && self.has_spoken()
         {
-            let _ = self.try_request(&Request::Ward { pid: unit.pid(), guard }, &[unit.pidfd().as_fd()]);
+            let request = Request::Ward { pid: unit.pid(), guard, cgroup: unit.cgroup().cloned() };
+            let _ = self.try_request(&request, &[unit.pidfd().as_fd()]);
         }
     }
 
