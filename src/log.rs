@@ -140,7 +140,9 @@ mod told {
     pub(crate) fn no_cgroups(why: &dyn Display) {
         static SAID: AtomicBool = AtomicBool::new(false);
         if !SAID.swap(true, Ordering::Relaxed) {
-            tell(|| tracing::debug!(target: "offspring", %why, "no cgroups can be made; process groups are all there is"));
+            tell(
+                || tracing::debug!(target: "offspring", %why, "no cgroups can be made; process groups are all there is"),
+            );
         }
     }
 

@@ -118,7 +118,7 @@ impl Cgroups {
 
     /// For the reaper, which ends: tries once more. What stays is empty some day, and removed by who makes his first one there.
     pub(super) fn close(&self) {
-        lock(&self.left).drain(..).for_each(|left| drop(left.cgroup.remove()));
+        lock(&self.left).drain(..).for_each(|left| _ = left.cgroup.remove());
     }
 }
 

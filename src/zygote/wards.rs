@@ -171,7 +171,8 @@ impl Wards {
     fn clear_away(&self) {
         /// So often at most, for the kernel may hold one.
         const LOOKS: u32 = 20;
-        let mut cgroups: Vec<&Cgroup> = self.groups.iter().filter_map(|group| group.cgroup.as_ref()).collect();
+        let mut cgroups: Vec<&Cgroup> =
+            self.groups.iter().filter_map(|group| group.cgroup.as_ref()).collect();
         for look in 0..LOOKS {
             cgroups.retain(|cgroup| !cgroup.remove());
             if cgroups.is_empty() {

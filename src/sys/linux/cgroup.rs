@@ -31,7 +31,7 @@ static NUMBER: AtomicU64 = AtomicU64::new(1);
 
 impl Cgroup {
     /// The one that this process is in, if it can make others in it and move processes there; or why not. What processes that are no more have
-    /// left in it is removed.
+    /// left in it, or this one before it began afresh, is removed.
     pub(crate) fn own() -> Result<Self, String> {
         let read = |file: &str| {
             let bytes = fs::read(file).map_err(|error| format!("{file}: {error}"))?;
@@ -82,13 +82,14 @@ impl Cgroup {
         }
     }
 
-    /// Removes what processes that are no more have left in it, if nobody is in there.
+    /// Removes what was left in it, if nobody is in there.
     fn tidy(&self) {
         for below in self.below() {
             let name = below.0.rsplit('/').next().unwrap_or_default();
-            let maker = maker_in(name).filter(|maker| *maker != std::process::id());
-            // One that lives may be about to put somebody there.
-            if maker.is_some_and(|maker| !Path::new(&format!("/proc/{maker}")).exists()) {
+            // Another that lives may be about to put somebody there.
+            let is_over =
+                |maker| maker == std::process::id() || !Path::new(&format!("/proc/{maker}")).exists();
+            if maker_in(name).is_some_and(is_over) {
                 below.remove();
             }
         }
@@ -108,7 +109,11 @@ impl Cgroup {
     /// Sets a limit for all of it together, if there is such a controller; whether that is done.
     pub(crate) fn limit(&self, limit: Limit) -> bool {
         match limit {
-            Limit::Memory(bytes) => self.write("memory.max", &bytes.to_string()).is_ok(),
+            Limit::Memory(bytes) => {
+                // What does not fit is not to be swapped out instead.
+                let _ = self.write("memory.swap.max", "0");
+                self.write("memory.max", &bytes.to_string()).is_ok()
+            }
             Limit::Processes(count) => self.write("pids.max", &count.to_string()).is_ok(),
             _ => false,
         }
@@ -156,7 +161,7 @@ impl Cgroup {
         };
         is_gone() || {
             if !self.is_populated() {
-                self.below().iter().for_each(|below| drop(below.remove()));
+                self.below().iter().for_each(|below| _ = below.remove());
             }
             is_gone()
         }
@@ -189,8 +194,7 @@ impl Cgroup {
     /// Those below it.
     fn below(&self) -> Vec<Self> {
         let Ok(entries) = fs::read_dir(&self.0) else { return Vec::new() };
-        let directories =
-            entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        let directories = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
         directories.filter_map(|entry| Some(Self(entry.path().to_str()?.to_owned()))).collect()
     }
 
@@ -308,7 +312,9 @@ mod tests {
     #[test]
     fn ours_are_known_by_their_names() {
         assert_eq!(maker_in("offspring.17.3"), Some(17));
-        for other in ["offspring.17", "offspring.x.3", "offspring.17.", "offspring.17.3.service", "init.scope"] {
+        for other in
+            ["offspring.17", "offspring.x.3", "offspring.17.", "offspring.17.3.service", "init.scope"]
+        {
             assert_eq!(maker_in(other), None, "{other}");
         }
     }
@@ -342,7 +348,7 @@ mod tests {
         });
         assert!(cgroup.is_populated() && !cgroup.remove());
         cgroup.kill_each();
-        children.iter_mut().for_each(|child| drop(child.wait().unwrap()));
+        children.iter_mut().for_each(|child| _ = child.wait().unwrap());
         assert!(!cgroup.is_populated() && cgroup.remove() && cgroup.remove());
     }
 }

@@ -57,7 +57,8 @@ impl Alone {
     pub(crate) fn clone(&self, ledger: &Ledger) -> io::Result<Option<(u32, Option<OwnedFd>)>> {
         static REFUSED: AtomicBool = AtomicBool::new(false);
         let mut pidfd = -1;
-        let mut pid = if REFUSED.load(Ordering::Relaxed) { -1 } else { self.clone3(ledger, None, &mut pidfd) };
+        let mut pid =
+            if REFUSED.load(Ordering::Relaxed) { -1 } else { self.clone3(ledger, None, &mut pidfd) };
         if pid < 0 {
             let error = io::Error::last_os_error();
             if !REFUSED.load(Ordering::Relaxed) {
