@@ -59,7 +59,7 @@ impl Drop for Home {
     fn drop(&mut self) {
         offspring::shutdown();
         if !std::thread::panicking() {
-            assert_eq!(self.below(), [PathBuf::new(); 0]);
+            assert_eq!(self.below(), Vec::<PathBuf>::new());
         }
         enter(&self.root);
         let _ = std::fs::remove_dir(&self.path);
@@ -291,7 +291,7 @@ behaviour! { through EVERY;
             for _ in 0..3 {
                 let place = early().process_group().spawn().unwrap().wait().unwrap();
                 assert!(place.starts_with(&format!("{own}/offspring.{}.", std::process::id())), "{place}");
-                assert_eq!(home.below(), [PathBuf::new(); 0]);
+                assert_eq!(home.below(), Vec::<PathBuf>::new());
                 assert_eq!(early().spawn().unwrap().wait().unwrap(), own);
             }
         })));
@@ -305,7 +305,7 @@ behaviour! { through EVERY;
                 assert_eq!(home.below().len(), 1);
                 assert_eq!(unit.shutdown().unwrap(), None);
                 assert!(!is_alive(pid), "{daemon:?} lives");
-                assert_eq!(home.below(), [PathBuf::new(); 0]);
+                assert_eq!(home.below(), Vec::<PathBuf>::new());
             }
         })));
     }
@@ -331,7 +331,7 @@ behaviour! { through EVERY;
             assert_eq!(home.below().len(), 3);
             offspring::shutdown();
             assert!(all.iter().all(|(_, pid)| !is_alive(*pid)) && mark().exists());
-            assert_eq!(home.below(), [PathBuf::new(); 0]);
+            assert_eq!(home.below(), Vec::<PathBuf>::new());
             std::fs::remove_file(mark()).unwrap();
         })));
     }
@@ -378,7 +378,7 @@ behaviour! { through EVERY;
             assert!(place_of(pid).starts_with(&format!("{}/", place_of(unit.process().unwrap().id()))));
             assert_eq!(unit.shutdown().unwrap(), None);
             assert!(!is_alive(pid));
-            assert_eq!(home.below(), [PathBuf::new(); 0]);
+            assert_eq!(home.below(), Vec::<PathBuf>::new());
         })));
     }
 
@@ -422,7 +422,7 @@ behaviour! { through EVERY;
             // The directory alone is not enough.
             give("", USER);
             good(spawn((), |()| if harness::become_user(USER) { is_as_without(None) }));
-            assert_eq!(home.below(), [PathBuf::new(); 0]);
+            assert_eq!(home.below(), Vec::<PathBuf>::new());
             give("cgroup.procs", USER);
             good(spawn((), |()| if harness::become_user(USER) {
                 let (unit, pid) = start(leader(Daemon::Deaf, Then::Sleep));
