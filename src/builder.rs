@@ -208,7 +208,8 @@ impl<R> Builder<R> {
     /// Where the parent may make cgroups of version 2 in its own, at the first start of such a unit, each has one, below the parent's (`offspring.PID.N`). All that
     /// is said above of the group holds then for whoever is in the cgroup, and nobody leaves that by himself. So it is for the superuser, also
     /// in a container, if the hierarchy is mounted so that it can be written to, and in a service of systemd with `Delegate=`. Elsewhere
-    /// there is the process group alone, and nothing but an event of the feature `tracing` says so.
+    /// there is the process group alone, and nothing but an event of the feature `tracing` says so. The start takes somewhat longer, for no
+    /// child can be there already.
     ///
     /// When nothing is left in it, the cgroup is removed. It stays as long as something lives that a unit which ended by itself has
     /// left. What is there still when the parent ends, or was there when parent and zygote were killed together, is removed by the next process that makes

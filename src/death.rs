@@ -65,7 +65,7 @@ pub enum EndedBy {
     /// The kernel, for want of memory: it was killed, not by us, and the kernel has counted such a kill since the last time we
     /// looked (`oom_kill` in `/proc/vmstat`). Another process may have been meant by that.
     OutOfMemory,
-    /// The kernel, for a limit that the builder set. (If it only may have been, as with memory, that is in
+    /// The kernel, for a limit that the builder set. (If it only may have been, as with memory that is no cgroup's, that is in
     /// [`Error::limit`](crate::Error::limit), and here it is `Itself`.)
     Limit(Limit),
     /// It is not known (the status was lost), or somebody else, by a signal. Or itself: nothing tells the two apart.

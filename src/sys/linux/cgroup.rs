@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::process::{Pid, getpgid};
+use rustix::process::{Pid, getpgid, test_kill_process};
 use serde::{Deserialize, Serialize};
 
 use super::{pidfd, signals};
@@ -87,8 +87,11 @@ impl Cgroup {
         for below in self.below() {
             let name = below.0.rsplit('/').next().unwrap_or_default();
             // Another that lives may be about to put somebody there.
-            let is_over =
-                |maker| maker == std::process::id() || !Path::new(&format!("/proc/{maker}")).exists();
+            let is_over = |maker: u32| {
+                let other = i32::try_from(maker).ok().and_then(Pid::from_raw);
+                let is_none = |pid| test_kill_process(pid) == Err(rustix::io::Errno::SRCH);
+                maker == std::process::id() || other.is_none_or(is_none)
+            };
             if maker_in(name).is_some_and(is_over) {
                 below.remove();
             }
