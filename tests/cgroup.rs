@@ -360,11 +360,14 @@ behaviour! { through EVERY;
 
     fn a_unit_with_units_of_its_own_ends_with_all_of_them() {
         #[derive(Serialize, Deserialize)]
-        struct Grandparent;
+        struct Grandparent(bool);
         impl Subprocess for Grandparent {
             type Output = ();
             const PROCESS_GROUP: bool = true;
             fn run(self) {
+                if !self.0 {
+                    return (0..2).for_each(|_| good(spawn((), |()| ())));
+                }
                 let (unit, pid) = start(leader(Daemon::Deaf, Then::Deaf).shutdown_timeout(LONG));
                 println!("{pid}");
                 // Its own units are not to have time for anything.
@@ -374,11 +377,14 @@ behaviour! { through EVERY;
             }
         }
         good(spawn((), |()| at_home(|home| {
-            let (unit, pid) = start(Offspring::builder(Grandparent).shutdown_timeout(SHORT));
+            let (unit, pid) = start(Offspring::builder(Grandparent(true)).shutdown_timeout(SHORT));
             assert!(place_of(pid).starts_with(&format!("{}/", place_of(unit.process().unwrap().id()))));
             assert_eq!(unit.shutdown().unwrap(), None);
             assert!(!is_alive(pid));
             assert_eq!(home.below(), Vec::<PathBuf>::new());
+            // Its zygote ends a moment after it.
+            good(Offspring::new(Grandparent(false)));
+            eventually("its cgroup stays", || home.below().is_empty());
         })));
     }
 
