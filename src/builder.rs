@@ -189,7 +189,8 @@ impl<R> Builder<R> {
     /// Makes the child the leader of a process group of its own, which is ended with it. Default:
     /// [`Subprocess::PROCESS_GROUP`].
     ///
-    /// What the unit starts itself is in its group, unless it leaves it (setpgid(2), setsid(2)). Whenever this crate ends the unit
+    /// What the unit starts itself is in its group, unless it leaves it (setpgid(2), setsid(2)); that is reached as well, where the unit can
+    /// have a cgroup (see below). Whenever this crate ends the unit
     /// (a shutdown, a timeout, its parent's exit; one that does not end after its result), every signal goes to the whole group: TERM and CONT, and KILL after the shutdown
     /// timeout. What outlives the unit itself has the rest of that time, and then KILL; [`Offspring::shutdown`],
     /// [`shutdown`](crate::shutdown) and the parent's exit wait for that, `wait` does not. Without a shutdown timeout
@@ -202,6 +203,17 @@ impl<R> Builder<R> {
     /// A unit that ends by itself, with a result or without, leaves the others alone, and so does
     /// [`Process::kill`](crate::Process::kill). On a terminal, Ctrl-C does not reach the group, and it may not read from it
     /// (SIGTTIN).
+    ///
+    /// # Cgroups
+    /// Where the parent may make cgroups of version 2 in its own, at the first start of such a unit, each has one, below the parent's (`offspring.PID.N`). All that
+    /// is said above of the group holds then for whoever is in the cgroup, and nobody leaves that by himself. So it is for the superuser, also
+    /// in a container, if the hierarchy is mounted so that it can be written to, and in a service of systemd with `Delegate=`. Elsewhere
+    /// there is the process group alone, and nothing but an event of the feature `tracing` says so. The start takes somewhat longer, for no
+    /// child can be there already.
+    ///
+    /// When nothing is left in it, the cgroup is removed. It stays as long as something lives that a unit which ended by itself has
+    /// left. What is there still when the parent ends, or was there when parent and zygote were killed together, is removed by the next process that makes
+    /// its first one in the same place.
     ///
     /// ```
     /// use offspring::{Offspring, Subprocess};
@@ -231,6 +243,10 @@ impl<R> Builder<R> {
     ///
     /// More is refused: an allocation fails, which in Rust ends the process (SIGABRT), and the error says that it may have been
     /// this ([`Error::limit`]). Less than the child takes before it begins is an error of its start.
+    ///
+    /// If the unit has a cgroup ([`process_group`](Self::process_group)) with a controller of memory, all that is in there together also
+    /// uses no more memory (memory.max), without swap. Beyond it the kernel kills somebody there; if it is the unit, the error names the
+    /// limit. The kernel lets only the topmost cgroup of all hand on such a controller while processes are in it.
     ///
     /// The limits of a unit, these and those below, hold for what it starts as well, each process for itself. They cannot be
     /// raised above those of the zygote (as the parent had them at its first start) without privileges: then the start fails
@@ -271,6 +287,9 @@ impl<R> Builder<R> {
 
     /// At most so many processes and threads of this user in all (RLIMIT_NPROC), as seen by the unit: if there are as many, it can
     /// start no other (EAGAIN). Does not bind the superuser.
+    ///
+    /// If the unit has a cgroup ([`process_group`](Self::process_group)) with a controller of processes, there are also no more than that in
+    /// there (pids.max), whoever's they are. When it has one, [`limit_memory`](Self::limit_memory) says.
     pub fn limit_processes(self, count: u64) -> Self {
         self.limit(Limit::Processes(count))
     }

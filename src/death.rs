@@ -70,7 +70,7 @@ pub enum EndedBy {
     /// since a unit was last killed by somebody else; then this one was killed by somebody else too. And of two that were killed by somebody in the same two seconds, one by
     /// the kernel, it is the one whose end was seen first.
     OutOfMemory,
-    /// The kernel, for a limit that the builder set. (If it only may have been, as with memory, that is in
+    /// The kernel, for a limit that the builder set. (If it only may have been, as with memory that is no cgroup's, that is in
     /// [`Error::limit`](crate::Error::limit), and here it is `Itself`.)
     Limit(Limit),
     /// It is not known (the status was lost), or somebody else, by a signal. Or itself: nothing tells the two apart.

@@ -174,7 +174,7 @@ mod tests {
                 .unwrap()
         });
         let request = any::<(u32, Option<Duration>, bool)>().prop_map(|(pid, grace, leads)| {
-            codec::encode(&Request::Ward { pid, guard: Guard { grace, leads } }).unwrap()
+            codec::encode(&Request::Ward { pid, guard: Guard { grace, leads }, cgroup: None }).unwrap()
         });
         let maps = any::<BTreeMap<Option<u8>, IpAddr>>().prop_map(|map| codec::encode(&map).unwrap());
         prop_oneof![nested, panicked, request, maps]

@@ -1,7 +1,7 @@
 //! The test-only switches: lets any process end, stop or say rubbish at any step of the protocol, and forces a launcher.
 //!
 //! `OFFSPRING_STEP=process:step:fault`, with the feature `testing` alone, and `OFFSPRING_LAUNCHER=exec`, `zygote` or `spare`,
-//! with the feature `launchers`: CONTRIBUTING.md has the steps and faults. Without them every call here is empty.
+//! with the feature `launchers`, as has `OFFSPRING_CGROUPS=no`: CONTRIBUTING.md has the steps and faults. Without them every call here is empty.
 
 use crate::parent::launcher::Launcher;
 
@@ -107,6 +107,11 @@ pub(crate) fn forced() -> Option<Launcher> {
     }
     #[cfg(not(feature = "launchers"))]
     None
+}
+
+/// Whether units may have cgroups, should they be at hand.
+pub(crate) fn may_have_cgroups() -> bool {
+    !cfg!(feature = "launchers") || std::env::var_os("OFFSPRING_CGROUPS").is_none_or(|wish| wish != "no")
 }
 
 pub(crate) use armed::{adopt, step, step_alone, step_on, wish, wish_of_spares};

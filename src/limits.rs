@@ -21,7 +21,7 @@ use crate::sys::signals;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Limit {
-    /// Of address space, in bytes: [`Builder::limit_memory`](crate::Builder::limit_memory).
+    /// Of address space, or of all memory of a cgroup, in bytes: [`Builder::limit_memory`](crate::Builder::limit_memory).
     Memory(u64),
     /// Of processor time, in whole seconds: [`Builder::limit_cpu_time`](crate::Builder::limit_cpu_time).
     CpuTime(Duration),

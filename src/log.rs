@@ -136,6 +136,16 @@ mod told {
         }
     }
 
+    /// Units with a process group have that alone, and why; said once in a process's life.
+    pub(crate) fn no_cgroups(why: &dyn Display) {
+        static SAID: AtomicBool = AtomicBool::new(false);
+        if !SAID.swap(true, Ordering::Relaxed) {
+            tell(
+                || tracing::debug!(target: "offspring", %why, "no cgroups can be made; process groups are all there is"),
+            );
+        }
+    }
+
     /// `again`: one before it has ended.
     pub(crate) fn zygote_ready(after: Duration, again: bool) {
         tell(|| tracing::debug!(target: "offspring", ?after, again, "zygote ready"));
@@ -170,9 +180,11 @@ mod told {
 
     pub(crate) fn fallback(_: &str, _: &dyn Display) {}
 
+    pub(crate) fn no_cgroups(_: &dyn Display) {}
+
     pub(crate) fn zygote_ready(_: Duration, _: bool) {}
 
     pub(crate) fn zygote_ended(_: &ExitStatus) {}
 }
 
-pub(crate) use told::{Log, fallback, zygote_ended, zygote_ready};
+pub(crate) use told::{Log, fallback, no_cgroups, zygote_ended, zygote_ready};

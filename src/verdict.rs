@@ -26,7 +26,10 @@ pub(crate) fn certify(subject: &Subject, end: &mut End) -> Death {
 /// The bytes of its result, or the error.
 pub(crate) fn judge(verdict: Verdict, mut death: Death, limits: &Limits) -> Result<Bytes, Error> {
     let cpu_time = death.usage.map(|usage| usage.cpu_time);
-    let hit = pidfd::signal(death.status).and_then(|signal| limits.hit(signal, cpu_time));
+    let hit = match death.ended_by {
+        EndedBy::Limit(limit) => Some(Hit { limit, is_certain: true }),
+        _ => pidfd::signal(death.status).and_then(|signal| limits.hit(signal, cpu_time)),
+    };
     if let Some(Hit { limit, is_certain: true }) = hit
         && matches!(death.ended_by, EndedBy::Itself | EndedBy::Other | EndedBy::OutOfMemory)
     {

@@ -15,6 +15,11 @@ use harness::{eventually, is_alive};
 use offspring::{Builder, ErrorKind, Offspring, Stdio, Subprocess, SubprocessLoop};
 use serde::{Deserialize, Serialize};
 
+/// With cgroups, where they can be had, and without.
+const EVERY: [&str; 6] =
+    ["exec", "zygote", "spare", "exec without cgroups", "zygote without cgroups", "spare without cgroups"];
+const MAKERS: [&str; 4] = ["zygote", "spare", "zygote without cgroups", "spare without cgroups"];
+
 const LONG: Duration = Duration::from_secs(3600);
 
 /// A process that the unit starts. Each prints a byte when it is set up.
@@ -214,7 +219,7 @@ fn parent(descendant: Descendant, then: Then) -> Parent {
     Parent { descendant, then, grace: Duration::from_millis(50), before: 0 }
 }
 
-behaviour! {
+behaviour! { through EVERY;
     fn a_unit_leads_a_group_before_any_of_its_code_runs() {
         let (pid, group_of_it) = Offspring::builder(Early(0)).process_group().spawn().unwrap().wait().unwrap();
         assert_eq!(group_of_it, pid as i32);
@@ -395,7 +400,7 @@ behaviour! { through ["zygote"];
     }
 }
 
-behaviour! { through ["zygote", "spare"];
+behaviour! { through MAKERS;
     fn the_zygote_sees_to_those_that_outlive_the_unit_and_the_parent() {
         for then in [Then::Sleep, Then::Deaf] {
             let pid = die(parent(Descendant::Deaf, then));
@@ -442,7 +447,7 @@ behaviour! { through ["zygote", "spare"];
     }
 }
 
-behaviour! { through ["auto"];
+behaviour! { through ["auto", "auto without cgroups"];
     fn one_that_was_executed_is_entrusted_to_the_zygote_with_its_group() {
         // The very first is executed while the zygote is being made, and entrusted to it when it is ready.
         let (unit, pid) = start(Offspring::builder(Parent { grace: LONG, ..parent(Descendant::Slow, Then::Sleep) }).env("MARK", mark()));

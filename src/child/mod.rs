@@ -98,6 +98,7 @@ fn rehearse(entry: u64) {
         guard: Some(Guard { grace: Some(std::time::Duration::from_secs(10)), leads: false }),
         awaited: false,
         group: false,
+        cgroup: None,
         limits: None,
         context: Some(Context::default()),
     };
@@ -131,6 +132,10 @@ fn main(claim: Claim, maker: Option<Maker>) -> ! {
     }
     step("child", "received");
     // 2. What the caller has otherwise than our zygote.
+    if let Some(cgroup) = &start.cgroup {
+        // If it cannot, it is in none of its own.
+        let _ = cgroup.join();
+    }
     let group = || sys::group::lead().map_err(|error| ("process group", error));
     let set_up = if start.group { group() } else { Ok(()) };
     let set_up = set_up.and_then(|()| start.context.map_or(Ok(()), |context| enter(context, descriptors)));

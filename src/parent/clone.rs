@@ -57,6 +57,11 @@ fn give(
     if hook::forced() == Some(Launcher::Zygote) || hook::wish(&launch.order.settings.environment).is_some() {
         return Ok(None);
     }
+    // One that is there already would have to be moved into its cgroup, for which the kernel takes milliseconds.
+    if launch.order.settings.process_group && hook::forced().is_none() && runtime.cgroups.are_at_hand() {
+        runtime.parking.on_other_start();
+        return Ok(None);
+    }
     loop {
         let spare = match hook::forced() {
             Some(Launcher::Spare) => runtime.parking.wait(runtime, zygote, launch.entry, deadline),
@@ -113,6 +118,7 @@ fn ask(launch: &Launch<'_>, zygote: &Arc<Zygote>, deadline: Option<Instant>) -> 
     let wanted = Wanted {
         id: unit.id,
         guard: launch.guard(),
+        cgroup: unit.cgroup().cloned(),
         slot: None,
         directory: false,
         entry: launch.entry,
@@ -202,7 +208,7 @@ fn tell(launch: &Launch<'_>, zygote: &Zygote, unit: &Arc<Unit>, there: &There) -
         umask: settings.umask,
         streams: differ,
     };
-    let start = launch.start_message(zygote.nonce, Some(context));
+    let start = launch.start_message(unit, zygote.nonce, Some(context));
     let start = start.map_err(|error| Untold::Failed("its terms", error))?;
     let descriptors: Vec<BorrowedFd<'_>> =
         directory.iter().map(AsFd::as_fd).chain(files.iter().flatten().map(File::as_fd)).collect();

@@ -43,9 +43,9 @@ pub(super) fn launch(launch: &Launch<'_>) -> Result<Arc<Unit>, Failure> {
         pidfd::reap_blocking(&child.1);
         error
     };
-    let start = launch.start_message(claim.nonce, None);
-    let start = start.map_err(|error| end(("its terms".to_owned(), error)))?;
     let unit = Unit::executed(launch, ours);
+    let start = launch.start_message(&unit, claim.nonce, None);
+    let start = start.map_err(|error| end(("its terms".to_owned(), error)))?;
     match unit.tell(&start, &launch.order.unit, &[]) {
         // It is dead already, which its pidfd tells.
         Err(error) if !is_gone(&error) => return Err(end(("sending its unit".to_owned(), error))),

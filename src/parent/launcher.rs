@@ -143,7 +143,12 @@ impl Launch<'_> {
     }
 
     /// The first message to the child, to be sent: what to run.
-    pub(crate) fn start_message(&self, nonce: u64, context: Option<Context>) -> io::Result<Vec<u8>> {
+    pub(crate) fn start_message(
+        &self,
+        unit: &Unit,
+        nonce: u64,
+        context: Option<Context>,
+    ) -> io::Result<Vec<u8>> {
         let message = Start {
             nonce,
             parent: std::process::id(),
@@ -153,6 +158,8 @@ impl Launch<'_> {
             guard: self.guard(),
             awaited: self.order.wait_for_child,
             group: self.order.settings.process_group,
+            // A zygote that is asked for it makes it there.
+            cgroup: unit.cgroup().filter(|_| unit.is_made()).cloned(),
             limits: Some(&self.order.settings.limits).filter(|limits| !limits.is_empty()).cloned(),
             context,
         };

@@ -10,6 +10,7 @@ mod zygote;
 pub(crate) mod runtime;
 pub(crate) mod reaper;
 mod remains;
+pub(crate) mod cgroup;
 pub(crate) mod shutdown;
 mod starvation;
 pub(crate) mod table;

@@ -95,6 +95,11 @@ impl Parking {
         all.supply.on_start(false, true, Instant::now());
     }
 
+    /// A unit is started for which none will do.
+    pub(super) fn on_other_start(&self) {
+        lock(&self.all).supply.on_other_start(Instant::now());
+    }
+
     /// For the reaper: the zygote is ready.
     pub(super) fn on_zygote(&self) {
         lock(&self.all).supply.on_loss(Instant::now());
@@ -202,6 +207,7 @@ impl Parking {
         let wanted = Wanted {
             id,
             guard: None,
+            cgroup: None,
             slot: Some(slot.number),
             directory: directory.is_some(),
             entry: all.entry,

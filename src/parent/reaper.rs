@@ -89,11 +89,13 @@ pub(crate) fn work(runtime: &Runtime) {
             runtime.on_time(&unit, &mut buffer);
         }
         runtime.remains.tend(runtime);
+        runtime.cgroups.tend();
         if let Some(zygote) = runtime.zygotes.current() {
             zygote.release();
         }
         runtime.parking.tend(runtime, runtime.is_alone());
     }
+    runtime.cgroups.close();
 }
 
 /// Whether it is the end of a child that whoever traces it has first, so that it cannot be reaped yet.

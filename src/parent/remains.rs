@@ -1,4 +1,4 @@
-//! What is left of the process groups of units that we have ended, when the unit itself is gone: it has the rest of the unit's
+//! What is left of the process groups (and cgroups) of units that we have ended, when the unit itself is gone: it has the rest of the unit's
 //! grace.
 //!
 //! Nothing tells of a group's end, so the reaper looks again and again while there is one.
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::runtime::Runtime;
 use super::unit::{Unit, lock};
-use crate::sys::{group, signals};
+use crate::sys::group;
 
 /// Between two looks: at first, and at most.
 const FIRST: Duration = Duration::from_millis(1);
@@ -40,20 +40,21 @@ impl Rest {
     /// Sends KILL if it is time for that.
     fn kill_if_due(&mut self, now: Instant) {
         if self.kill_at <= now && self.killed.is_none() {
-            group::send_to_rest(self.unit.pidfd(), signals::KILL);
+            self.unit.kill_rest();
             self.killed = Some(now);
         }
     }
 
-    /// This one was seen to live, or nobody, in a look that took so long. Whether there is no more to be done.
-    fn is_done(&mut self, seen: Option<u32>, took: Duration) -> bool {
+    /// This one of the group was seen to live, or nobody, and somebody or nobody of it all, in a look that took so long. Whether there
+    /// is no more to be done.
+    fn is_done(&mut self, seen: Option<u32>, is_alive: bool, took: Duration) -> bool {
         let now = Instant::now();
         self.seen = seen;
         let was_unseen = std::mem::replace(&mut self.is_unseen, false);
-        if seen.is_none() {
+        if !is_alive {
             // Somebody may have been overlooked, who has been made at that moment. With the KILL he makes nobody else, and is seen as long as he
             // is on his way out.
-            group::send_to_rest(self.unit.pidfd(), signals::KILL);
+            self.unit.kill_rest();
             self.is_unseen = true;
             self.look_at = now;
             return was_unseen;
@@ -70,7 +71,7 @@ impl Rest {
 impl Remains {
     /// A unit has been reaped; what there may be of its group gets KILL at that time. Whether there is something.
     pub(super) fn add(&self, unit: &Arc<Unit>, kill_at: Instant) -> bool {
-        let there = group::has_member(unit.pidfd());
+        let there = unit.has_rest();
         if there {
             let look_at = Instant::now();
             lock(&self.list).push(Rest {
@@ -99,21 +100,26 @@ impl Remains {
         };
         // It takes its time, in which others end.
         let groups: Vec<_> = all.iter().map(|(unit, seen)| (unit.pidfd(), unit.pid(), *seen)).collect();
-        let mut seen = group::seen_alive(&groups).into_iter();
+        let seen = group::seen_alive(&groups);
+        let is_alive: Vec<bool> =
+            all.iter().zip(&seen).map(|((unit, _), seen)| seen.is_some() || unit.is_populated()).collect();
         let took = now.elapsed();
-        let mut done = Vec::new();
         // Those that were added since stand behind, and have not been looked for.
-        lock(&self.list).retain_mut(|rest| {
-            let is_done = seen.next().is_some_and(|seen| rest.is_done(seen, took));
-            if is_done {
-                done.push(rest.unit.clone());
-            }
-            !is_done
-        });
-        for unit in done {
-            runtime.zygotes.release(&unit);
-            self.changed.notify_all();
+        let done: Vec<Arc<Unit>> = lock(&self.list)
+            .iter_mut()
+            .zip(seen.into_iter().zip(is_alive))
+            .filter_map(|(rest, (seen, is_alive))| {
+                rest.is_done(seen, is_alive, took).then(|| rest.unit.clone())
+            })
+            .collect();
+        if done.is_empty() {
+            return;
         }
+        // It is gone when nobody waits for it any more.
+        done.iter().for_each(|unit| unit.vacate(runtime));
+        lock(&self.list).retain(|rest| done.iter().all(|unit| unit.id != rest.unit.id));
+        done.iter().for_each(|unit| runtime.zygotes.release(unit));
+        self.changed.notify_all();
     }
 
     /// For the reaper: when to look again.

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use super::cgroup::Cgroups;
 use super::parking::Parking;
 use super::reaper;
 use super::remains::Remains;
@@ -40,6 +41,7 @@ pub(crate) struct Runtime {
     pub(super) zygotes: Zygotes,
     pub(super) parking: Parking,
     pub(super) remains: Remains,
+    pub(super) cgroups: Cgroups,
     next_id: AtomicU64,
     /// What is known of the processes that the kernel has killed for want of memory.
     memory_kills: Mutex<Kills>,
@@ -199,6 +201,7 @@ impl Runtime {
             zygotes: Zygotes::default(),
             parking: Parking::default(),
             remains: Remains::default(),
+            cgroups: Cgroups::default(),
             next_id: AtomicU64::new(1),
             memory_kills: Mutex::default(),
             thread: Mutex::new(None),
@@ -447,13 +450,13 @@ impl Runtime {
         let tick = is_busy.then(|| Instant::now() + YOUNG);
         let nobody_else =
             self.zygotes.current().is_none() && self.parking.is_empty() && self.remains.is_empty();
-        let remains = self.remains.deadline();
+        let rest = [self.remains.deadline(), self.cgroups.deadline()].into_iter().flatten();
         let mut table = lock(&self.table);
         if table.closing.is_some() && table.units.is_empty() && table.starting == 0 && nobody_else {
             return None;
         }
         let first = table.deadlines.first().map(|(deadline, _)| *deadline);
-        table.sleeps_until = first.into_iter().chain(parking).chain(remains).chain(tick).min();
+        table.sleeps_until = first.into_iter().chain(parking).chain(rest).chain(tick).min();
         Some(table.sleeps_until.map(|until| until.saturating_duration_since(Instant::now())))
     }
 

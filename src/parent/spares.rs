@@ -50,6 +50,11 @@ impl Supply {
         self.refill_at = self.refill_at.or_else(|| now.checked_add(LATER));
     }
 
+    /// A unit was started for which no spare will do.
+    pub(crate) fn on_other_start(&mut self, now: Instant) {
+        self.last_start = self.last_start.map(|_| now);
+    }
+
     /// A unit has ended, and so many spares are there; whether the reaper is to be woken to make more.
     pub(crate) fn on_end(&mut self, there: usize, now: Instant) -> bool {
         if self.target > 0 {
@@ -175,5 +180,19 @@ mod tests {
         assert_eq!(supply.deadline(), Some(now + 2 * LONG_IDLE));
         assert_eq!(supply.due(0, true, now + 2 * LONG_IDLE), Wish::Retire);
         assert_eq!((supply.deadline(), supply.due(0, true, now + 3 * LONG_IDLE)), (None, Wish::Nothing));
+    }
+
+    #[test]
+    fn who_needs_no_spares_keeps_the_zygote() {
+        let now = Instant::now();
+        let mut supply = Supply::default();
+        supply.on_other_start(now);
+        assert_eq!(supply.deadline(), None);
+        supply.on_start(false, true, now);
+        supply.on_other_start(now + LONG_IDLE);
+        supply.due(LEAST, true, now + LONG_IDLE);
+        assert_eq!(supply.due(LEAST, true, now + LONG_IDLE), Wish::Nothing);
+        assert_eq!(supply.due(LEAST, true, now + LONG_IDLE + IDLE), Wish::GiveBack);
+        assert_eq!(supply.due(0, true, now + 2 * LONG_IDLE), Wish::Retire);
     }
 }

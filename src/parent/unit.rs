@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use super::cgroup::Place;
 use super::launcher::Launch;
 use super::line::Line;
 use super::parking::{Slot, Spare};
@@ -47,6 +48,8 @@ pub(crate) struct Unit {
     awaited: bool,
     /// Whether it leads a process group, which is ended with it.
     leads: bool,
+    /// Its cgroup, if it leads a group and can have one.
+    pub(super) place: Option<Place>,
     /// Whether it is the zygote that says whether it was made.
     asked_for: bool,
     state: Mutex<State>,
@@ -133,6 +136,8 @@ impl Unit {
     fn with_id(id: u64, launch: &Launch<'_>, line: OwnedFd) -> Self {
         let runtime = &launch.starting.runtime;
         let line = Arc::new(line);
+        let settings = &launch.order.settings;
+        let place = settings.process_group.then(|| runtime.cgroups.make(&settings.limits)).flatten();
         Self {
             id,
             name: launch.name.to_owned(),
@@ -143,7 +148,8 @@ impl Unit {
             runtime: Arc::downgrade(runtime),
             guard: launch.guard(),
             awaited: launch.order.wait_for_child,
-            leads: launch.order.settings.process_group,
+            leads: settings.process_group,
+            place,
             asked_for: false,
             state: Mutex::new(State {
                 life: Life::new(launch.terms, launch.began),
@@ -235,6 +241,11 @@ impl Unit {
 
     pub(crate) fn is_born(&self) -> bool {
         self.child.get().is_some()
+    }
+
+    /// Whether its child is there when it is told what to run: no zygote has been asked for it.
+    pub(crate) fn is_made(&self) -> bool {
+        !self.asked_for
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -363,9 +374,13 @@ impl Unit {
             Act::Terminate => {
                 let sent = self.signal(signals::TERM);
                 let _ = self.signal(signals::CONT);
+                self.terminate_others();
                 sent
             }
-            Act::Kill => self.signal(signals::KILL),
+            Act::Kill => {
+                self.kill_others();
+                self.signal(signals::KILL)
+            }
         };
         // It has another user than we have by now. But it hears when we have no more to say, as when we die, and ends itself.
         if let (Err(_), Some(line)) = (sent, self.end.upgrade()) {

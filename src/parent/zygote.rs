@@ -414,7 +414,7 @@ impl Zygote {
         if let Some(guard) = unit.guard.clone()
             && self.has_spoken()
         {
-            let ward = Request::Ward { pid: unit.pid(), guard };
+            let ward = Request::Ward { pid: unit.pid(), guard, cgroup: unit.cgroup().cloned() };
             unit.before_release(|| drop(self.try_request(&ward, &[unit.pidfd().as_fd()])));
         }
     }

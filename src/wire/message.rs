@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::Limits;
+use crate::sys::cgroup::Cgroup;
 use crate::sys::rights::Rights;
 
 /// What to run, and on what terms.
@@ -25,6 +26,8 @@ pub(crate) struct Start {
     pub(crate) awaited: bool,
     /// Whether it is to lead a process group of its own.
     pub(crate) group: bool,
+    /// The cgroup that it is to join, if it was not made there.
+    pub(crate) cgroup: Option<Cgroup>,
     /// What bounds it, if anything does.
     pub(crate) limits: Option<Limits>,
     /// For a child that was cloned; one that was executed has it from the kernel.
@@ -71,7 +74,7 @@ pub(crate) enum Request {
     /// A child, please. With it goes the child's end of its line, and, for a spare, the directory to wait in.
     Child(Wanted),
     /// One that it has not made itself is to be seen to as well, or one that leads a group. With it goes the child's pidfd.
-    Ward { pid: u32, guard: Guard },
+    Ward { pid: u32, guard: Guard, cgroup: Option<Cgroup> },
     /// One that leads a group has ended, and nothing of its group is to be ended any more. Its pidfd's identity.
     Release(u64),
     /// The environment that its children are to have from now on, as in [`Context`]: so many bytes, in memory that goes with it.
@@ -83,6 +86,8 @@ pub(crate) enum Request {
 pub(crate) struct Wanted {
     pub(crate) id: u64,
     pub(crate) guard: Option<Guard>,
+    /// Where it is to be made.
+    pub(crate) cgroup: Option<Cgroup>,
     /// It is a spare: what is to become of it without its parent will stand there in the ledger.
     pub(crate) slot: Option<usize>,
     /// Whether the descriptor of a directory comes along, for a spare to wait in.

@@ -12,6 +12,7 @@ use super::wards::{Told, Wards};
 use crate::child::{self, Spare};
 use crate::hook::{self, step};
 use crate::sys;
+use crate::sys::cgroup::Cgroup;
 use crate::sys::clone::Alone;
 use crate::sys::environment::Installed;
 use crate::sys::image::Exit;
@@ -77,6 +78,24 @@ fn welcomed(line: &OwnedFd, claim: &Claim) -> Option<(OwnedFd, Ledger)> {
     (welcome.nonce == claim.nonce).then_some((parent, Ledger::open(&ledger).ok()?))
 }
 
+/// What came of a clone, in each of the two.
+struct Made {
+    /// `None` in the copy.
+    child: Option<(u32, Option<OwnedFd>)>,
+    /// Whether it was made in the cgroup in question.
+    is_there: bool,
+}
+
+/// A copy of this process, made in that cgroup if that can be done.
+fn made(alone: &Alone, ledger: &Ledger, cgroup: Option<&Cgroup>) -> io::Result<Made> {
+    if let Some(place) = cgroup.and_then(|cgroup| cgroup.open().ok())
+        && let Ok(child) = alone.clone_into(ledger, &place)
+    {
+        return Ok(Made { child, is_there: true });
+    }
+    Ok(Made { child: alone.clone(ledger)?, is_there: false })
+}
+
 struct Zygote {
     claim: Claim,
     line: OwnedFd,
@@ -130,8 +149,12 @@ impl Zygote {
             };
             self.ledger.begin(request.id);
             step("zygote", "begun");
-            match alone.clone(&self.ledger) {
-                Ok(None) => {
+            let cgroup = request.cgroup.as_ref();
+            match made(alone, &self.ledger, cgroup) {
+                Ok(Made { child: None, is_there }) => {
+                    if let (Some(cgroup), false) = (cgroup, is_there) {
+                        let _ = cgroup.join();
+                    }
                     let Self { claim, line: own, parent, ledger, wards, .. } = self;
                     wards.forget();
                     // Its place is taken by the child's line, which closes it; and the ledger is not here.
@@ -141,7 +164,7 @@ impl Zygote {
                     let spare = request.slot.map(|_| Spare { directory, entry: request.entry, exit: &exit });
                     child::cloned(claim, parent, spare)
                 }
-                Ok(Some((pid, pidfd))) => {
+                Ok(Made { child: Some((pid, pidfd)), .. }) => {
                     // First, so that whoever knows of the child can tell by the line whether it lives.
                     drop((line, directory));
                     step("zygote", "cloned");
@@ -149,7 +172,7 @@ impl Zygote {
                     step("zygote", "told");
                     match (pidfd, request.slot, request.guard) {
                         (Some(pidfd), Some(slot), _) => self.wards.add(pid, &pidfd, Told::In(slot)),
-                        (Some(pidfd), None, Some(guard)) => self.add_ward(pid, &guard, pidfd),
+                        (Some(pidfd), None, Some(guard)) => self.add_ward(pid, &guard, pidfd, request.cgroup),
                         _ => {}
                     }
                 }
@@ -168,9 +191,9 @@ impl Zygote {
         self.environment.replace(block.to_vec());
     }
 
-    fn add_ward(&mut self, pid: u32, guard: &Guard, pidfd: OwnedFd) {
+    fn add_ward(&mut self, pid: u32, guard: &Guard, pidfd: OwnedFd, cgroup: Option<Cgroup>) {
         if guard.leads {
-            self.wards.add_group(pid, pidfd, guard.grace);
+            self.wards.add_group(pid, pidfd, guard.grace, cgroup);
         } else {
             self.wards.add(pid, &pidfd, Told::Now(Care::End(guard.grace)));
         }
@@ -179,9 +202,9 @@ impl Zygote {
     /// What is asked of it but children.
     fn on_other(&mut self, request: Request, descriptors: [Option<OwnedFd>; sys::io::MOST]) {
         match request {
-            Request::Ward { pid, guard } => {
+            Request::Ward { pid, guard, cgroup } => {
                 if let Some(pidfd) = descriptors.into_iter().next().flatten() {
-                    self.add_ward(pid, &guard, pidfd);
+                    self.add_ward(pid, &guard, pidfd, cgroup);
                 }
             }
             Request::Release(identity) => self.wards.release(identity),

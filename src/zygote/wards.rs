@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::sys::cgroup::Cgroup;
 use crate::sys::clone::identity;
 use crate::sys::io::{AsFd, OwnedFd};
 use crate::sys::ledger::{Care, Ledger};
@@ -30,6 +31,18 @@ struct Group {
     pid: u32,
     identity: u64,
     grace: Option<Duration>,
+    cgroup: Option<Cgroup>,
+}
+
+impl Group {
+    fn is_populated(&self) -> bool {
+        self.cgroup.as_ref().is_some_and(Cgroup::is_populated)
+    }
+
+    fn kill(&self) {
+        group::send_to_rest(&self.pidfd, signals::KILL);
+        self.cgroup.iter().for_each(Cgroup::kill);
+    }
 }
 
 struct Ward {
@@ -68,9 +81,15 @@ impl Wards {
     }
 
     /// As [`Wards::add`], for one that leads a group.
-    pub(crate) fn add_group(&mut self, pid: u32, pidfd: OwnedFd, grace: Option<Duration>) {
+    pub(crate) fn add_group(
+        &mut self,
+        pid: u32,
+        pidfd: OwnedFd,
+        grace: Option<Duration>,
+        cgroup: Option<Cgroup>,
+    ) {
         if let Some(identity) = identity(&pidfd) {
-            self.groups.push(Group { pidfd, pid, identity, grace });
+            self.groups.push(Group { pidfd, pid, identity, grace, cgroup });
         }
     }
 
@@ -112,6 +131,9 @@ impl Wards {
             // The guard of its leader sends TERM to all of it.
             let _ = pidfd::send_signal(&group.pidfd, signals::GUARD);
             group::send_to_rest(&group.pidfd, signals::CONT);
+            if let Some(cgroup) = &group.cgroup {
+                cgroup.send_to_others(group.pid, &[signals::TERM, signals::CONT]);
+            }
             groups.extend(group.grace.and_then(|grace| now.checked_add(grace)).map(|_| (group, None)));
         }
         let mut look = Duration::from_millis(1);
@@ -124,10 +146,10 @@ impl Wards {
             groups.retain_mut(|(group, seen)| {
                 let is_over = group.grace.is_some_and(|grace| rest(&grace).is_zero());
                 *seen = alive.next().flatten();
-                let goes_on = !is_over && seen.is_some();
+                let goes_on = !is_over && (seen.is_some() || group.is_populated());
                 if !goes_on {
                     // Also if nobody was seen, for somebody may have been overlooked.
-                    group::send_to_rest(&group.pidfd, signals::KILL);
+                    group.kill();
                 }
                 goes_on
             });
@@ -148,6 +170,22 @@ impl Wards {
             let mut ended = io::wait_any(&children, false, Some(pause)).into_iter();
             left.retain(|_| !ended.next().unwrap_or(true));
         }
+        self.clear_away();
         lifecycle::exit_now(0)
+    }
+
+    /// Removes the cgroups of those that have been ended. Whoever was killed needs a moment.
+    fn clear_away(&self) {
+        /// So often at most, for the kernel may hold one.
+        const LOOKS: u32 = 20;
+        let mut cgroups: Vec<&Cgroup> =
+            self.groups.iter().filter_map(|group| group.cgroup.as_ref()).collect();
+        for look in 0..LOOKS {
+            cgroups.retain(|cgroup| !cgroup.remove());
+            if cgroups.is_empty() {
+                break;
+            }
+            std::thread::sleep(LOOK.min(Duration::from_millis(1 << look.min(10))));
+        }
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::behaviour;
 use crate::harness::marks::{self, Mark};
 use crate::harness::told::Told;
-use crate::harness::{self, can, double, eventually, is_again, limit, zygote};
+use crate::harness::{self, can, double, eventually, is_again, limit, mount, own_mounts, zygote};
 
 /// Every launcher, and the library's own choice.
 const EVERY: [&str; 4] = ["auto", "zygote", "spare", "exec"];
@@ -22,20 +22,6 @@ fn twice(n: u32) {
 
 fn is_launcher(name: &str) -> bool {
     std::env::var("OFFSPRING_LAUNCHER").unwrap() == name
-}
-
-/// A file system on a directory, with flags; or other flags for what is there already.
-fn mount(kind: &std::ffi::CStr, directory: &Path, flags: libc::c_ulong) -> bool {
-    let directory = CString::new(directory.as_os_str().as_bytes()).unwrap();
-    // SAFETY: strings that end with NUL, and no data.
-    unsafe { libc::mount(kind.as_ptr(), directory.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) == 0 }
-}
-
-/// A view of the file systems of this process's own.
-fn own_mounts() -> bool {
-    // SAFETY: changes this process alone.
-    can("a mount namespace", unsafe { libc::unshare(libc::CLONE_NEWNS) == 0 })
-        && mount(c"none", Path::new("/"), libc::MS_REC | libc::MS_PRIVATE)
 }
 
 /// A copy of this program, told to run the same test.

@@ -18,12 +18,14 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 pub use surroundings::{
-    as_first_process, become_user, double, good, is_again, library, limit, myself, place, remove,
-    take_all_descriptors,
+    as_first_process, become_user, double, good, is_again, library, limit, mount, myself, own_mounts, place,
+    remove, take_all_descriptors,
 };
 
 /// As `OFFSPRING_LAUNCHER` forces them.
 pub const LAUNCHERS: &[&str] = &["exec", "zygote", "spare"];
+/// Behind a launcher's name: units are to have no cgroups, though they could.
+const WITHOUT: &str = " without cgroups";
 const TAG: &str = "OFFSPRING_TEST";
 const CASE: &str = "OFFSPRING_TEST_CASE";
 
@@ -86,7 +88,12 @@ fn run_case((launcher, case): &Case, name: &str, limit: Duration) -> Result<(), 
     let tag = format!("{name}-{launcher}-{case}-{}", std::process::id());
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args([name, "--exact", "--nocapture", "--test-threads=1"]);
-    command.env(TAG, &tag).env(CASE, case).env("OFFSPRING_LAUNCHER", launcher).stdin(Stdio::null());
+    let forced = launcher.strip_suffix(WITHOUT);
+    command.env(TAG, &tag).env(CASE, case).stdin(Stdio::null());
+    command.env("OFFSPRING_LAUNCHER", forced.unwrap_or(launcher));
+    if forced.is_some() {
+        command.env("OFFSPRING_CGROUPS", "no");
+    }
     let output = finish(command, limit);
     let orphans = tagged(&tag);
     orphans.iter().for_each(|pid| kill(*pid, libc::SIGKILL));

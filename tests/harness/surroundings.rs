@@ -1,5 +1,7 @@
 //! Surroundings of a test's making: the test binary once more, libraries that are loaded ahead of it, limits.
 
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -50,6 +52,20 @@ pub fn good(command: Command) -> String {
 /// A path that belongs to this test alone. Nothing is there yet.
 pub fn place(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("{}-{name}", super::tag().replace(':', "-")))
+}
+
+/// A file system on a directory, with flags; or other flags for what is there already.
+pub fn mount(kind: &std::ffi::CStr, directory: &Path, flags: libc::c_ulong) -> bool {
+    let directory = CString::new(directory.as_os_str().as_bytes()).unwrap();
+    // SAFETY: strings that end with NUL, and no data.
+    unsafe { libc::mount(kind.as_ptr(), directory.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) == 0 }
+}
+
+/// A view of the file systems of this process's own.
+pub fn own_mounts() -> bool {
+    // SAFETY: changes this process alone.
+    super::can("a mount namespace", unsafe { libc::unshare(libc::CLONE_NEWNS) == 0 })
+        && mount(c"none", Path::new("/"), libc::MS_REC | libc::MS_PRIVATE)
 }
 
 /// Compiles a shared library, in a directory of its own.

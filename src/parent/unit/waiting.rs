@@ -6,6 +6,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::{Birth, End, Gone, State, Unit, YOUNG};
+use crate::death::EndedBy;
 use crate::hook;
 use crate::log::News;
 use crate::parent::reaper;
@@ -189,15 +190,19 @@ impl Unit {
         }
     }
 
-    /// It has been reaped; nobody has been told yet. What is left of its group is seen to, if it was ended by us.
-    fn leave(self: &Arc<Self>, state: &State) {
-        let Some(runtime) = self.runtime.upgrade().filter(|_| self.leads) else { return };
+    /// It has been reaped; nobody has been told yet. What is left of its group is seen to, if it was ended by us. Whether nothing is left to be
+    /// ended.
+    fn leave(self: &Arc<Self>, state: &State) -> bool {
+        let Some(runtime) = self.runtime.upgrade().filter(|_| self.leads) else { return true };
         let kill_at = state.life.rest(Instant::now()).flatten();
         if !kill_at.is_some_and(|kill_at| runtime.remains.add(self, kill_at)) {
             runtime.zygotes.release(self);
-        } else if !reaper::is_this_thread_of(&runtime) {
+            return true;
+        }
+        if !reaper::is_this_thread_of(&runtime) {
             runtime.poller.ring();
         }
+        false
     }
 
     /// Does that, unless the zygote has been told that its group is nobody's concern any more: that is said after, if it is to be.
@@ -234,7 +239,7 @@ impl Unit {
         if !lock(&self.state).life.has_outcome() {
             self.look_whether_begun();
         }
-        let waker = {
+        let (waker, is_all) = {
             let mut state = lock(&self.state);
             if state.end.is_some() {
                 return Gone::Before;
@@ -245,10 +250,11 @@ impl Unit {
             let is_unasked = !state.life.has_outcome() && state.life.why().is_none();
             let memory = if is_unasked { limit::memory_group(self.pid()) } else { None };
             let Some(Reaped { status, usage }) = pidfd::reap(self.pidfd()) else { return Gone::Alive };
-            self.leave(&state);
+            let is_all = self.leave(&state);
             let runtime = self.runtime.upgrade();
             let starved = || runtime.as_ref().is_some_and(|runtime| runtime.was_memory_short(memory));
             let ended_by = state.life.ended_by(status, starved);
+            let ended_by = self.limit_hit(ended_by, status).map_or(ended_by, EndedBy::Limit);
             let verdict = state.life.on_end(status);
             let stderr = match &verdict {
                 Verdict::Value(_) => None,
@@ -259,13 +265,16 @@ impl Unit {
             let cpu_time = usage.map(|usage| usage.cpu_time);
             self.log.note(News::Ended { status, ran, cpu_time, without_result });
             state.end = Some(End { status, usage, ran, ended_by, stderr, verdict: Some(verdict) });
-            state.waker.take()
+            (state.waker.take(), is_all)
         };
         hook::step_alone("reaped");
         // Before anybody is told: a waker may leave the process, or shut all of it down, and neither is to wait for this one.
         drop(lock(&self.slot).take());
         self.close(&mut lock(&self.line));
         if let Some(runtime) = self.runtime.upgrade() {
+            if is_all {
+                self.vacate(&runtime);
+            }
             runtime.strike(self);
         }
         self.tell_sleepers();

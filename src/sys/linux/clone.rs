@@ -5,7 +5,7 @@
 
 use std::ffi::{c_int, c_long, c_void};
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::{null, null_mut};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,7 +57,8 @@ impl Alone {
     pub(crate) fn clone(&self, ledger: &Ledger) -> io::Result<Option<(u32, Option<OwnedFd>)>> {
         static REFUSED: AtomicBool = AtomicBool::new(false);
         let mut pidfd = -1;
-        let mut pid = if REFUSED.load(Ordering::Relaxed) { -1 } else { self.clone3(ledger, &mut pidfd) };
+        let mut pid =
+            if REFUSED.load(Ordering::Relaxed) { -1 } else { self.clone3(ledger, None, &mut pidfd) };
         if pid < 0 {
             let error = io::Error::last_os_error();
             if !REFUSED.load(Ordering::Relaxed) {
@@ -69,6 +70,22 @@ impl Alone {
             }
             pid = self.clone_of_old(ledger);
         }
+        self.told(pid, pidfd)
+    }
+
+    /// The same, but the copy is made in that cgroup (Linux 5.7). An error says nothing of what else can be.
+    pub(crate) fn clone_into(
+        &self,
+        ledger: &Ledger,
+        cgroup: &OwnedFd,
+    ) -> io::Result<Option<(u32, Option<OwnedFd>)>> {
+        let mut pidfd = -1;
+        let pid = self.clone3(ledger, Some(cgroup), &mut pidfd);
+        self.told(pid, pidfd)
+    }
+
+    /// What a clone has returned, with its pidfd if it is not negative.
+    fn told(&self, pid: c_long, pidfd: c_int) -> io::Result<Option<(u32, Option<OwnedFd>)>> {
         match pid {
             0 => {
                 // SAFETY: tells the kernel of glibc's own list, which stands where it stood in the original.
@@ -83,7 +100,8 @@ impl Alone {
         }
     }
 
-    fn clone3(&self, ledger: &Ledger, pidfd: &mut c_int) -> c_long {
+    fn clone3(&self, ledger: &Ledger, cgroup: Option<&OwnedFd>, pidfd: &mut c_int) -> c_long {
+        const CLONE_INTO_CGROUP: u64 = 1 << 33;
         #[repr(C)]
         struct Arguments {
             flags: u64,
@@ -95,9 +113,15 @@ impl Alone {
             stack: u64,
             stack_size: u64,
             tls: u64,
+            set_tid: u64,
+            set_tid_size: u64,
+            cgroup: u64,
         }
+        /// What all kernels know that have the call; what stands behind it is zero, or a flag of theirs says what it is.
+        const FIRST: usize = 64;
+        let size = if cgroup.is_some() { size_of::<Arguments>() } else { FIRST };
         let arguments = Arguments {
-            flags: (FLAGS | libc::CLONE_PIDFD) as u64,
+            flags: (FLAGS | libc::CLONE_PIDFD) as u64 | cgroup.map_or(0, |_| CLONE_INTO_CGROUP),
             pidfd: std::ptr::from_mut(pidfd) as u64,
             child_tid: self.tid as u64,
             parent_tid: ledger.pid() as u64,
@@ -105,11 +129,14 @@ impl Alone {
             stack: 0,
             stack_size: 0,
             tls: 0,
+            set_tid: 0,
+            set_tid_size: 0,
+            cgroup: cgroup.map_or(0, |cgroup| cgroup.as_raw_fd() as u64),
         };
         // SAFETY: without CLONE_VM this is a fork: the copy has its own memory, and goes on here on its own stack. We
         // are the only thread, so no lock is held in the copy by a thread that it lacks. The pointers are to a local,
         // to glibc's own record, and to the ledger's page, each of which lives through the call.
-        unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<Arguments>()) }
+        unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size) }
     }
 
     /// As `clone3`, but the old call has one place for both the pidfd and the pid. The pid is what must not be lost; the

@@ -1,5 +1,6 @@
 //! Linux 5.4 and newer, with glibc.
 
+pub(crate) mod cgroup;
 pub(crate) mod clone;
 pub(crate) mod constructor;
 mod counter;

@@ -15,6 +15,54 @@ pub(crate) mod constructor {
     }
 }
 
+pub(crate) mod cgroup {
+    use serde::{Deserialize, Serialize};
+
+    use super::io::OwnedFd;
+    use crate::limits::Limit;
+
+    #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+    pub(crate) struct Cgroup;
+
+    impl Cgroup {
+        pub(crate) fn own() -> Result<Self, String> {
+            Err("needs Linux".into())
+        }
+
+        pub(crate) fn make(&self) -> std::io::Result<Self> {
+            super::none()
+        }
+
+        pub(crate) fn open(&self) -> std::io::Result<OwnedFd> {
+            super::none()
+        }
+
+        pub(crate) fn join(&self) -> std::io::Result<()> {
+            super::none()
+        }
+
+        pub(crate) fn limit(&self, _: Limit) -> bool {
+            false
+        }
+
+        pub(crate) fn ran_out_of_memory(&self) -> bool {
+            false
+        }
+
+        pub(crate) fn is_populated(&self) -> bool {
+            false
+        }
+
+        pub(crate) fn send_to_others(&self, _: u32, _: &[i32]) {}
+
+        pub(crate) fn kill(&self) {}
+
+        pub(crate) fn remove(&self) -> bool {
+            true
+        }
+    }
+}
+
 pub(crate) mod clone {
     use super::io::OwnedFd;
     use super::ledger::Ledger;
@@ -24,6 +72,14 @@ pub(crate) mod clone {
     impl Alone {
         pub(crate) fn prove() -> Result<Self, String> {
             Err("needs Linux".into())
+        }
+
+        pub(crate) fn clone_into(
+            &self,
+            _: &Ledger,
+            _: &OwnedFd,
+        ) -> std::io::Result<Option<(u32, Option<OwnedFd>)>> {
+            super::none()
         }
 
         pub(crate) fn clone(&self, _: &Ledger) -> std::io::Result<Option<(u32, Option<OwnedFd>)>> {
