@@ -6,7 +6,7 @@ use crate::report::Report;
 use crate::{figure, median, verdict, verdict_most};
 
 /// How long a turn is about to take, in nanoseconds.
-const TURN: f64 = 40e6;
+const TURN: f64 = 15e6;
 
 /// What a channel of ours asks of the kernel for a bound of 1024, for a bare socket to have the same.
 const BUFFER: usize = 1 << 20;
@@ -42,8 +42,11 @@ impl Contender {
 /// The one that is compared, and the peers with what is asked of it: so many times their rate, so much of their time.
 const OURS: &str = "offspring, bound 1024";
 const BARE: &str = "bare socket pair";
-const TARGETS: [(&str, Option<f64>, Option<f64>); 3] =
-    [(BARE, Some(0.5), Some(1.3)), ("ipc-channel", Some(3.0), None), ("multiprocessing.Queue", Some(10.0), None)];
+const TARGETS: [(&str, Option<f64>, Option<f64>); 3] = [
+    (BARE, Some(0.5), Some(1.3)),
+    ("ipc-channel", Some(3.0), None),
+    ("multiprocessing.Queue", Some(10.0), None),
+];
 
 /// Measures them, and tells.
 pub fn messages(report: &mut Report, rounds: usize) {
@@ -64,20 +67,22 @@ pub fn messages(report: &mut Report, rounds: usize) {
             }
         }
     }
-    let medians: Vec<(&str, [f64; 2])> =
-        all.iter().map(|one| (one.name, one.times.each_ref().map(|times| median(times)))).collect();
-    let of = |name: &str| medians.iter().find(|(other, _)| *other == name).map_or([0.0; 2], |(_, times)| *times);
-    let ours = of(OURS);
-    let row = |(name, [stream, round]): &(&str, [f64; 2])| {
-        let target = TARGETS.iter().find(|(other, ..)| other == name);
-        let (rate, time) = (stream / ours[0], ours[1] / round);
+    let ours = all.iter().find(|one| one.name == OURS).map(|one| one.times.clone()).unwrap_or_default();
+    // Of each round, for what else the machine does meets those that are next to each other alike.
+    let ratio = |one: &Contender, what: usize| {
+        let pairs = ours[what].iter().zip(&one.times[what]);
+        median(&pairs.map(|(ours, theirs)| ours / theirs).collect::<Vec<_>>())
+    };
+    let row = |one: &Contender| {
+        let target = TARGETS.iter().find(|(other, ..)| *other == one.name);
+        let (rate, time) = (1.0 / ratio(one, 0), ratio(one, 1));
         let cells = vec![
-            format!("{:.0}", 1e9 / stream),
+            format!("{:.0}", 1e9 / median(&one.times[0])),
             target.and_then(|(_, least, _)| *least).map_or(figure(rate), |least| verdict(rate, least)),
-            figure(round / 1000.0),
+            figure(median(&one.times[1]) / 1000.0),
             target.and_then(|(.., most)| *most).map_or(figure(time), |most| verdict_most(time, most)),
         ];
-        ((*name).to_owned(), cells)
+        (one.name.to_owned(), cells)
     };
     report.table(
         "Messages of 32 bytes, from one process to another",
@@ -87,18 +92,18 @@ pub fn messages(report: &mut Report, rounds: usize) {
             "there and back, microseconds",
             "ours in so much of its time",
         ],
-        &medians.iter().map(row).collect::<Vec<_>>(),
+        &all.iter().map(row).collect::<Vec<_>>(),
     );
     report.say(
         "The bare socket pair is AF_UNIX, SOCK_SEQPACKET, as a channel's, with blocking sendmsg(2) and recv(2); each packet has the \
          35 bytes that ours has (tag, codec's two, message), and nothing is encoded, decoded or counted. Its buffer is the one of a channel of 1024, \
-         or the kernel's default. `ipc-channel` has a channel for each direction, its other end in this program executed once more; \
+         or the kernel's default. Ratios are medians of each round's. `ipc-channel` has a channel for each direction, its other end in this program executed once more; \
          `multiprocessing.Queue` has room for 1024.",
     );
     report.chart(Chart {
         file: "channels",
         title: "Messages of 32 bytes, from one process to another".into(),
         unit: "messages a second",
-        kind: Kind::Bars(medians.iter().map(|(name, times)| ((*name).to_owned(), 1e9 / times[0])).collect()),
+        kind: Kind::Bars(all.iter().map(|one| (one.name.to_owned(), 1e9 / median(&one.times[0]))).collect()),
     });
 }
