@@ -119,10 +119,19 @@ pub(crate) struct Received {
 
 /// Receives what is there, and the descriptors that came with it. `WouldBlock` if nothing is.
 pub(crate) fn receive_with(line: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
+    receive_by(line, buffer, RecvFlags::DONTWAIT)
+}
+
+/// The same, waiting as long as it takes. `WouldBlock` all the same if whoever has that descriptor has set it to that.
+pub(crate) fn await_with(line: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
+    receive_by(line, buffer, RecvFlags::empty())
+}
+
+fn receive_by(line: impl AsFd, buffer: &mut [u8], flags: RecvFlags) -> io::Result<Received> {
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage};
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let flags = flags | RecvFlags::CMSG_CLOEXEC;
     let got = rustix::io::retry_on_intr(|| {
         rustix::net::recvmsg(&line, &mut [io::IoSliceMut::new(buffer)], &mut control, flags)
     })?;
