@@ -33,7 +33,8 @@ pub(crate) fn sealed_by(length: usize, write: impl FnOnce(&mut [u8])) -> io::Res
     })?;
     seal(&file, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW)?;
     let access = libc::PROT_READ | libc::PROT_WRITE;
-    let region = Region::new(&file, length, access, libc::MAP_SHARED)?;
+    // All pages are made zeros now: one that nobody writes to would be taken for a hole.
+    let region = Region::new(&file, length, access, libc::MAP_SHARED | libc::MAP_POPULATE)?;
     // SAFETY: mapped for reading and writing until the drop, so long; nobody else knows of the file.
     write(unsafe { std::slice::from_raw_parts_mut(region.start.cast(), length) });
     drop(region);
