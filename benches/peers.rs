@@ -25,7 +25,8 @@ fn main() {
     let rounds = arguments.iter().filter_map(|argument| argument.parse().ok()).next().unwrap_or(500);
     let only = arguments.iter().find(|argument| PARTS.contains(&argument.as_str()));
     let wanted = |what: &str| only.is_none_or(|only| only == what);
-    let mut report = report::Report::new(rounds);
+    let mut report = report::Report::new("peers", rounds);
+    report.say("Channels, and memory that is not copied: [channels.md](channels.md).");
     let mut without = Vec::new();
     if wanted("start") || wanted("memory") {
         without = measure::starts(&mut report, rounds);
@@ -45,6 +46,6 @@ fn main() {
     }
     println!("{}", report.text);
     if only.is_none() {
-        report.write();
+        report.write("README.md");
     }
 }

@@ -20,15 +20,15 @@ fn line(path: &str, start: &str) -> String {
 }
 
 impl Report {
-    /// With where it was measured.
-    pub fn new(rounds: usize) -> Self {
+    /// Of the bench of that name, with where it was measured.
+    pub fn new(bench: &str, rounds: usize) -> Self {
         let cpus = std::thread::available_parallelism().map_or(0, usize::from);
         let kernel = line("/proc/sys/kernel/osrelease", "");
         let python = Command::new("python3").arg("--version").output();
         let python =
             python.map_or("no Python".into(), |output| String::from_utf8_lossy(&output.stdout).into_owned());
         let text = format!(
-            "# Results\n\nWritten by `cargo bench --bench peers` ({rounds} rounds). {cpus} processors ({}), Linux {kernel}, {} of memory, \
+            "# Results\n\nWritten by `cargo bench --bench {bench}` ({rounds} rounds). {cpus} processors ({}), Linux {kernel}, {} of memory, \
              huge pages: {}; {}; a load of {} before it began. Absolute times differ from machine to machine; read the ratios.\n",
             line("/proc/cpuinfo", "model name"),
             line("/proc/meminfo", "MemTotal"),
@@ -62,11 +62,11 @@ impl Report {
         self.charts.push(chart);
     }
 
-    /// Writes all of it into `results/`.
-    pub fn write(&self) {
+    /// Writes all of it into `results/`, the text under that name.
+    pub fn write(&self, name: &str) {
         let results = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("results");
         fs::create_dir_all(&results).unwrap();
-        fs::write(results.join("README.md"), &self.text).unwrap();
+        fs::write(results.join(name), &self.text).unwrap();
         for chart in &self.charts {
             charts::draw(chart, &results.join(format!("{}.svg", chart.file))).unwrap();
         }

@@ -59,6 +59,42 @@ behaviour! { through ["auto"];
         assert!(waits.join().unwrap());
     }
 
+    fn who_is_stopped_or_dies_while_he_waits_keeps_no_message_from_others() {
+        let (sender, receiver) = channel::<u32>(64).unwrap();
+        let (back, of_back) = channel::<u32>(64).unwrap();
+        let units: Vec<_> = (0..3).map(|_| spawn((receiver.clone(), back.clone()), |(receiver, back): (Receiver<u32>, Sender<u32>)| {
+            receiver.into_iter().for_each(|n| back.send(n).unwrap());
+        }).unwrap()).collect();
+        drop((receiver, back));
+        let pids: Vec<u32> = units.iter().map(|unit| unit.process().unwrap().id()).collect();
+        // All have begun, and wait: those who wait longest first.
+        (0..30).for_each(|n| sender.send(n).unwrap());
+        (0..30).for_each(|_| assert!(of_back.recv().unwrap() < 30));
+        eventually("somebody does not wait", || pids.iter().all(|pid| harness::state(*pid) == Some('S')));
+        for (n, signal) in [(0, libc::SIGSTOP), (1, libc::SIGKILL)] {
+            harness::kill(pids[n], signal);
+            eventually("it goes on", || matches!(harness::state(pids[n]), Some('T' | 'Z') | None));
+        }
+        (0..8).for_each(|n| sender.send(n).unwrap());
+        for n in 0..8 {
+            assert_eq!(of_back.recv_timeout(Duration::from_secs(60)).unwrap(), n);
+        }
+        drop(sender);
+        harness::kill(pids[0], libc::SIGCONT);
+        let ends: Vec<bool> = units.into_iter().map(|unit| unit.wait().is_ok()).collect();
+        assert_eq!(ends, [true, false, true]);
+    }
+
+    fn who_waits_does_so_also_if_somebody_has_set_its_socket_to_return_at_once() {
+        let (sender, receiver) = channel::<u32>(1).unwrap();
+        // SAFETY: flags of a descriptor that is open.
+        unsafe { libc::fcntl(receiver.as_fd().as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+        let waits = std::thread::spawn(move || receiver.recv().unwrap());
+        std::thread::sleep(Duration::from_millis(10));
+        sender.send(7).unwrap();
+        assert_eq!(waits.join().unwrap(), 7);
+    }
+
     fn a_forked_copy_takes_nobodys_waker_away() {
         let (sender, receiver) = channel::<u32>(1).unwrap();
         let flag = Arc::new(Flag(AtomicBool::new(false)));

@@ -71,6 +71,12 @@ behaviour! {
         assert!(bytes.unwrap().iter().all(|byte| *byte == 7));
     }
 
+    fn what_nobody_has_written_is_zeros_there_too() {
+        let bytes = SharedBytes::with(3 << 20, |bytes| bytes[5000] = 7).unwrap();
+        assert_eq!(spawn(bytes.clone(), sum).unwrap().wait().unwrap(), 7);
+        assert_eq!(spawn(bytes, |bytes: SharedBytes| bytes.len()).unwrap().wait().unwrap(), 3 << 20);
+    }
+
     fn they_are_not_copied() {
         // Both look at the same pages: where the file is, the kernel tells.
         let bytes = SharedBytes::new(&vec![1; 1 << 20]).unwrap();

@@ -58,7 +58,7 @@ impl<T: DeserializeOwned> Receiver<T> {
     /// # Errors
     /// As there; and [`Empty`](TryRecvError::Empty).
     pub fn try_recv(&self) -> Result<T, TryRecvError> {
-        Ok(self.end.receive()?)
+        Ok(self.end.receive(false)?)
     }
 
     /// As [`recv`](Self::recv), but waits for so long at most.
@@ -98,7 +98,10 @@ impl<T: DeserializeOwned> Receiver<T> {
 
     fn recv_until(&self, deadline: Option<Instant>) -> Result<T, Stop> {
         loop {
-            match self.end.receive() {
+            // In the receive itself: one call in the place of three, and each message wakes one of those who wait so. Not if the count
+            // speaks of messages, which may be wrong.
+            let waits = deadline.is_none() && !self.end.gate.is_counted();
+            match self.end.receive(waits) {
                 Err(stop @ Stop::Wait(_)) => {
                     let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
                     if left.is_some_and(|left| left.is_zero()) {
@@ -121,12 +124,14 @@ thread_local! {
 }
 
 impl End {
-    fn receive<T: DeserializeOwned>(&self) -> Result<T, Stop> {
+    /// The next message; `waits` for one, if its socket does.
+    fn receive<T: DeserializeOwned>(&self, waits: bool) -> Result<T, Stop> {
         // (When the thread ends there is none any more.)
         let mut buffer = BUFFER.try_with(Cell::take).unwrap_or_default();
         // A byte more than there can be, so that what is cut off shows.
         buffer.resize(SMALL + 2, 0);
-        let received = sysio::receive_with(&self.socket, &mut buffer);
+        let receive = if waits { sysio::await_with } else { sysio::receive_with };
+        let received = receive(&self.socket, &mut buffer);
         let is_over = || sysio::wait_for(&[(self.socket.as_fd(), Sign::End)], Some(Duration::ZERO));
         let no_message = || Stop::Failed(io::Error::other("it is no message"));
         let received = received.map_err(|error| match error.kind() {
@@ -184,7 +189,7 @@ impl<T: DeserializeOwned> Future for Receiving<'_, T> {
         let this = self.get_mut();
         this.wait = None;
         let end = &this.receiver.end;
-        let first = end.receive();
+        let first = end.receive(false);
         let Err(Stop::Wait(_)) = first else { return Poll::Ready(first.map_err(RecvError::from)) };
         match Registration::new(&end.socket, Sign::Readable, None, context.waker()) {
             // Whatever has come meanwhile, it is told of.

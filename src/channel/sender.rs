@@ -100,9 +100,8 @@ impl<T: Serialize> Sender<T> {
 
 /// A message, encoded.
 struct Message {
-    tag: u8,
-    /// What is sent: the bytes, or, if they are in memory, how many they are.
-    body: Vec<u8>,
+    /// What is sent: the tag, and the bytes, or, if they are in memory, how many they are.
+    packet: Vec<u8>,
     memory: Option<OwnedFd>,
     bag: Option<OwnedFd>,
 }
@@ -110,15 +109,18 @@ struct Message {
 impl Message {
     fn pack(value: &impl Serialize) -> Result<Self, Stop> {
         // Its code is foreign; a panic in it is its caller's.
-        let Packed { bytes, bag } =
+        let Packed { mut bytes, bag } =
             crossing::pack(value).map_err(|error| Stop::Failed(io::Error::other(error)))?;
         let tag = if bag.is_some() { BAG } else { 0 };
         if bytes.len() <= SMALL {
-            return Ok(Self { tag, body: bytes, memory: None, bag });
+            // In one piece it is sent faster.
+            bytes.insert(0, tag);
+            return Ok(Self { packet: bytes, memory: None, bag });
         }
         let memory = memory::sealed(&bytes).map_err(Stop::Failed)?;
-        let body = (bytes.len() as u64).to_le_bytes().to_vec();
-        Ok(Self { tag: tag | ELSEWHERE, body, memory: Some(memory), bag })
+        let mut packet = vec![tag | ELSEWHERE];
+        packet.extend((bytes.len() as u64).to_le_bytes());
+        Ok(Self { packet, memory: Some(memory), bag })
     }
 }
 
@@ -133,7 +135,11 @@ impl End {
         }
         let descriptors = [&message.memory, &message.bag];
         let descriptors: Vec<BorrowedFd<'_>> = descriptors.into_iter().flatten().map(AsFd::as_fd).collect();
-        let sent = sysio::send_with(&self.socket, &[&[message.tag], &message.body], &descriptors);
+        let sent = if descriptors.is_empty() {
+            sysio::send_now(&self.socket, &message.packet)
+        } else {
+            sysio::send_with(&self.socket, &[&message.packet], &descriptors)
+        };
         let error = match sent {
             Ok(_) => return Ok(()),
             Err(error) => error,

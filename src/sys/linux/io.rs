@@ -1,4 +1,4 @@
-//! Descriptors: the line between parent and child, pipes, and the reaper's one place to wait.
+//! Descriptors: the line between parent and child, pipes, counters.
 //!
 //! All are close-on-exec from birth and stand above 2, also where the program has closed its standard streams.
 
@@ -7,11 +7,11 @@ use std::mem::MaybeUninit;
 pub(crate) use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 
 pub(crate) use super::counter::{add, counter, take_all};
+pub(crate) use super::poller::{BATCH, BELL, Poller};
 
 /// The same file at a descriptor above the standard streams.
 pub(crate) fn above_stdio(fd: OwnedFd) -> io::Result<OwnedFd> {
@@ -121,10 +121,19 @@ pub(crate) struct Received {
 
 /// Receives what is there, and the descriptors that came with it. `WouldBlock` if nothing is.
 pub(crate) fn receive_with(line: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
+    receive_by(line, buffer, RecvFlags::DONTWAIT)
+}
+
+/// The same, waiting as long as it takes. `WouldBlock` all the same if whoever has that descriptor has set it to that.
+pub(crate) fn await_with(line: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
+    receive_by(line, buffer, RecvFlags::empty())
+}
+
+fn receive_by(line: impl AsFd, buffer: &mut [u8], flags: RecvFlags) -> io::Result<Received> {
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage};
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let flags = flags | RecvFlags::CMSG_CLOEXEC;
     let got = rustix::io::retry_on_intr(|| {
         rustix::net::recvmsg(&line, &mut [io::IoSliceMut::new(buffer)], &mut control, flags)
     })?;
@@ -400,88 +409,4 @@ pub(crate) fn peek(pipe: impl AsFd) -> io::Result<Vec<u8>> {
 pub(crate) fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
     let flags = rustix::fs::fcntl_getfl(&fd)?;
     Ok(rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?)
-}
-
-/// Where one thread waits for many descriptors, a time and a word from others.
-pub(crate) struct Poller {
-    epoll: OwnedFd,
-    bell: OwnedFd,
-}
-
-/// How many events one wait gives at most.
-pub(crate) const BATCH: usize = 64;
-
-/// The token under which the bell is reported.
-pub(crate) const BELL: u64 = u64::MAX;
-
-impl Poller {
-    pub(crate) fn new() -> io::Result<Self> {
-        let epoll = above_stdio(epoll::create(epoll::CreateFlags::CLOEXEC)?)?;
-        let bell = above_stdio(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)?;
-        let poller = Self { epoll, bell };
-        poller.add(&poller.bell, BELL, false)?;
-        Ok(poller)
-    }
-
-    /// Reports `token` from now on while `fd` can be read, and, if asked, while it can be written.
-    pub(crate) fn add(&self, fd: impl AsFd, token: u64, writes: bool) -> io::Result<()> {
-        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), flags(writes))?)
-    }
-
-    /// Reports `token` while that sign is there.
-    pub(crate) fn add_for(&self, fd: impl AsFd, token: u64, sign: Sign) -> io::Result<()> {
-        let flags = match sign {
-            Sign::Readable => epoll::EventFlags::IN,
-            Sign::Writable => epoll::EventFlags::OUT,
-            Sign::End => epoll::EventFlags::empty(),
-        };
-        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), flags)?)
-    }
-
-    pub(crate) fn modify(&self, fd: impl AsFd, token: u64, writes: bool) {
-        let _ = epoll::modify(&self.epoll, fd, epoll::EventData::new_u64(token), flags(writes));
-    }
-
-    /// Does not report it any more until [`Poller::modify`] asks for that again, which never fails for want of memory.
-    pub(crate) fn mute(&self, fd: impl AsFd, token: u64) {
-        // The kernel adds the end of a file to this; a pidfd has that once it has been reaped.
-        let _ = epoll::modify(&self.epoll, fd, epoll::EventData::new_u64(token), epoll::EventFlags::empty());
-    }
-
-    /// To be called before `fd` is closed: a copy of it in a forked process would keep it in the kernel's list.
-    pub(crate) fn remove(&self, fd: impl AsFd) {
-        let _ = epoll::delete(&self.epoll, fd);
-    }
-
-    /// Ends the wait in progress, or the next.
-    pub(crate) fn ring(&self) {
-        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
-    }
-
-    /// Waits until something is ready or the time is over; gives the tokens. No time: without limit.
-    pub(crate) fn wait(&self, time: Option<Duration>) -> Vec<u64> {
-        let mut events = [MaybeUninit::uninit(); BATCH];
-        // Rounded up, for a wait that ends too early would spin; bounded by what the kernel takes.
-        let time = time.map(|time| time.as_nanos().div_ceil(1_000_000).min(3_600_000) as i64);
-        let time = time
-            .map(|ms| rustix::time::Timespec { tv_sec: ms / 1000, tv_nsec: (ms % 1000 * 1_000_000) as _ });
-        let ready = match epoll::wait(&self.epoll, &mut events, time.as_ref()) {
-            Ok((ready, _)) => ready,
-            Err(rustix::io::Errno::INTR) => return Vec::new(),
-            Err(_) => {
-                // The program has closed what is not its own. It shall not cost it a processor as well.
-                std::thread::sleep(Duration::from_millis(10));
-                return Vec::new();
-            }
-        };
-        let tokens: Vec<u64> = ready.iter().map(|event| event.data.u64()).collect();
-        if tokens.contains(&BELL) {
-            let _ = rustix::io::read(&self.bell, &mut [0_u8; 8]);
-        }
-        tokens
-    }
-}
-
-fn flags(writes: bool) -> epoll::EventFlags {
-    if writes { epoll::EventFlags::IN | epoll::EventFlags::OUT } else { epoll::EventFlags::IN }
 }

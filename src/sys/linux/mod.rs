@@ -13,6 +13,7 @@ pub(crate) mod lifecycle;
 pub(crate) mod limit;
 pub(crate) mod memory;
 pub(crate) mod pidfd;
+mod poller;
 pub(crate) mod rights;
 pub(crate) mod signals;
 pub(crate) mod spawn;

@@ -82,6 +82,10 @@ pub(crate) fn send_with(_: impl AsFd, _: &[&[u8]], _: &[BorrowedFd<'_>]) -> Resu
     none()
 }
 
+pub(crate) fn await_with(_: impl AsFd, _: &mut [u8]) -> Result<Received> {
+    none().map(|()| Received { count: 0, descriptors: [const { None }; MOST] })
+}
+
 pub(crate) fn receive_with(_: impl AsFd, _: &mut [u8]) -> Result<Received> {
     none().map(|()| Received { count: 0, descriptors: [const { None }; MOST] })
 }
