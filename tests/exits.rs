@@ -32,21 +32,27 @@ fn kind<R>(result: Result<R, offspring::Error>) -> String {
     result.map_or_else(|error| format!("{:?}", error.kind()), |_| "started".into())
 }
 
+/// Prints a line in one piece: on its way out the process prints piece by piece, and others print at the same time.
+fn say(what: &str, result: &str) {
+    let line = format!("{what}: {result}\n");
+    print!("{line}");
+}
+
 /// Runs after the library's own exit handler, because it was registered before the first start.
 extern "C" fn late() {
-    println!("late start: {}", kind(spawn((), |()| ())));
+    say("late start", &kind(spawn((), |()| ())));
 }
 
 /// Runs before it.
 extern "C" fn early() {
-    println!("early start: {}", kind(spawn((), |()| ())));
+    say("early start", &kind(spawn((), |()| ())));
 }
 
 struct Destroyed;
 
 impl Drop for Destroyed {
     fn drop(&mut self) {
-        println!("destructor's start: {}", kind(spawn((), |()| ()).and_then(Offspring::wait)));
+        say("destructor's start", &kind(spawn((), |()| ()).and_then(Offspring::wait)));
     }
 }
 
@@ -65,7 +71,7 @@ fn role(role: &str) {
     // A thread that waits while the process exits.
     std::thread::spawn(move || {
         let waited = first.wait().inspect_err(|error| assert_eq!(error.kind(), ErrorKind::ShuttingDown));
-        println!("waiter: {}", kind(waited));
+        say("waiter", &kind(waited));
     });
     match role {
         "return" => {}
