@@ -126,8 +126,6 @@ fn main(claim: Claim, maker: Option<Maker>) -> ! {
         sys::lifecycle::exit_now(0)
     };
     if maker.is_some_and(|maker| maker.spare) {
-        // Who gave us the unit is in the middle of its call, and may have been pushed off this very processor by our waking.
-        std::thread::yield_now();
         sys::signals::forget_what_came_before(start.parent);
     }
     step("child", "received");
