@@ -1,6 +1,7 @@
 //! What is known of processes from outside: who lives, whose they are, what they hold.
 
 use std::collections::BTreeSet;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// The variable by which all that a figure has started is found.
@@ -59,7 +60,24 @@ pub(crate) fn until_gone(tag: &str, since: Instant, patience: Duration) -> Resul
             kill_tagged(tag);
             return Err(left);
         }
+        // Whoever looked all the time would keep them from the processor that they need to end.
+        left.iter().for_each(|pid| wait_for_end(*pid, patience.saturating_sub(since.elapsed())));
     }
+}
+
+/// Waits until that process has ended, or so long at most.
+fn wait_for_end(pid: u32, time: Duration) {
+    // SAFETY: pidfd_open(2) has no conditions; what it gives is nobody else's.
+    let pidfd = unsafe {
+        let made = libc::syscall(libc::SYS_pidfd_open, pid, 0);
+        if made < 0 {
+            return;
+        }
+        OwnedFd::from_raw_fd(made as i32)
+    };
+    let mut end = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one valid record.
+    unsafe { libc::poll(&raw mut end, 1, time.as_millis() as i32) };
 }
 
 /// Sends a signal to a process that this run has started.
