@@ -65,6 +65,15 @@ behaviour! {
 
 
 
+    fn it_is_scheduled_as_its_parent_is() {
+        // SAFETY: they have no conditions.
+        let policy = |()| unsafe { (libc::sched_getscheduler(0), libc::getpriority(libc::PRIO_PROCESS, 0)) };
+        let ours = policy(());
+        for _ in 0..20 {
+            assert_eq!(spawn((), policy).unwrap().wait().unwrap(), ours);
+        }
+    }
+
     fn random_seeds_are_its_own() {
         assert_ne!(look().random, look().random);
     }

@@ -41,14 +41,16 @@ pub(crate) fn executed(claim: Claim) -> ! {
 pub(crate) fn cloned(claim: Claim, parent: OwnedFd, spare: Option<Spare<'_>>) -> ! {
     step("child", "boot");
     let is_spare = spare.is_some();
-    if let Some(spare) = spare {
+    // Who gives it a unit is in the middle of its call, and is not to be pushed off the processor by its waking.
+    let stepped_back = spare.is_some_and(|spare| {
         spare.set_up();
-    }
+        sys::lifecycle::step_back()
+    });
     let ear = is_spare.then(Forgetting::new).flatten();
     if is_spare {
         step("child", "parked");
     }
-    main(claim, Some(Maker { parent, spare: is_spare, ear }))
+    main(claim, Some(Maker { parent, spare: is_spare, stepped_back, ear }))
 }
 
 /// What a spare is told by its maker.
@@ -78,6 +80,8 @@ struct Maker {
     parent: OwnedFd,
     /// It was made before there was a unit for it.
     spare: bool,
+    /// It is scheduled otherwise until it has one.
+    stepped_back: bool,
     /// Where it hears of signals meanwhile.
     ear: Option<Forgetting>,
 }
@@ -125,7 +129,10 @@ fn main(claim: Claim, maker: Option<Maker>) -> ! {
         // The parent has gone, or this is not its line: there is nobody to tell.
         sys::lifecycle::exit_now(0)
     };
-    if maker.is_some_and(|maker| maker.spare) {
+    if let Some(Maker { spare: true, stepped_back, .. }) = maker {
+        if stepped_back {
+            sys::lifecycle::step_forward();
+        }
         sys::signals::forget_what_came_before(start.parent);
     }
     step("child", "received");

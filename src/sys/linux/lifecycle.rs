@@ -44,6 +44,25 @@ pub(crate) fn set_name(name: &str) {
     }
 }
 
+/// Has the calling thread push nobody off a processor when it is woken (SCHED_BATCH, sched(7)): it has its turn, as others have. Not if it
+/// is scheduled otherwise than by default; whether it is done.
+pub(crate) fn step_back() -> bool {
+    // SAFETY: sched_getscheduler(2) of the calling thread has no conditions.
+    let policy = unsafe { libc::sched_getscheduler(0) };
+    policy == libc::SCHED_OTHER && schedule(libc::SCHED_BATCH)
+}
+
+/// After [`step_back`]: as before. The niceness stays.
+pub(crate) fn step_forward() {
+    schedule(libc::SCHED_OTHER);
+}
+
+fn schedule(policy: c_int) -> bool {
+    let none = libc::sched_param { sched_priority: 0 };
+    // SAFETY: sched_setscheduler(2) of the calling thread, with a valid record.
+    unsafe { libc::sched_setscheduler(0, policy, &raw const none) == 0 }
+}
+
 /// Goes to a directory.
 pub(crate) fn go_to(directory: &OwnedFd) -> std::io::Result<()> {
     Ok(rustix::process::fchdir(directory)?)
