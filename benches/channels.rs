@@ -7,6 +7,7 @@ mod carriers;
 #[allow(dead_code)] // There are no lines in this one.
 mod charts;
 mod large;
+mod places;
 mod proof;
 mod report;
 mod small;

@@ -24,9 +24,9 @@ type Unit = offspring::Offspring<usize>;
 /// A unit that asks for the length of its argument and looks at nothing of it, by how long the argument is.
 pub fn shared(report: &mut Report, rounds: usize) {
     let length: fn(SharedBytes) -> usize = |bytes| bytes.len();
-    let arguments = [SharedBytes::new(&[]).unwrap(), SharedBytes::new(&vec![1; SIZE]).unwrap()];
+    let arguments = [0, 1, SIZE].map(|size| SharedBytes::new(&vec![1; size]).unwrap());
     let ways: [fn(Unit) -> usize; 2] = [|unit| unit.result().unwrap(), |unit| unit.wait().unwrap()];
-    let mut times: [[Vec<f64>; 2]; 2] = Default::default();
+    let mut times: [[Vec<f64>; 2]; 3] = Default::default();
     for round in 0..rounds * 5 + 3 {
         for (n, way) in ways.into_iter().enumerate() {
             for (argument, times) in arguments.iter().zip(&mut times) {
@@ -40,7 +40,7 @@ pub fn shared(report: &mut Report, rounds: usize) {
             }
         }
     }
-    let [empty, full] = &times;
+    let [empty, byte, full] = &times;
     let row = |name: &str, cells: [String; 2]| (name.to_owned(), cells.to_vec());
     let ratio = |way: usize| {
         let pairs = full[way].iter().zip(&empty[way]);
@@ -51,8 +51,9 @@ pub fn shared(report: &mut Report, rounds: usize) {
         &["until its result is home", "until it is reaped"],
         &[
             row("empty", empty.each_ref().map(|times| figure(median(times)))),
+            row("one byte", byte.each_ref().map(|times| figure(median(times)))),
             row("64 MiB", full.each_ref().map(|times| figure(median(times)))),
-            row("ratio, of each two", [0, 1].map(ratio)),
+            row("64 MiB over empty, of each two", [0, 1].map(ratio)),
         ],
     );
 }

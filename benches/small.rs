@@ -2,6 +2,7 @@
 
 use crate::carriers::{self, Carrier};
 use crate::charts::{Chart, Kind};
+use crate::places::{Place, Processors};
 use crate::report::Report;
 use crate::{figure, median, verdict, verdict_most};
 
@@ -14,18 +15,22 @@ const BUFFER: usize = 1 << 20;
 struct Contender {
     name: &'static str,
     carrier: Box<dyn Carrier>,
-    /// How many a turn takes, in a stream and there and back.
-    counts: [u64; 2],
+    /// How many a turn takes.
+    counts: [u64; 3],
     /// Nanoseconds for each, of all turns.
-    times: [Vec<f64>; 2],
+    times: [Vec<f64>; 3],
 }
+
+/// What is measured: a stream, and there and back, between two processors and on one. (Where the kernel puts two that talk in turns is
+/// chance, and makes twenty times the difference that they make.)
+const WHERE: [Place; 3] = [Place::Anywhere, Place::Apart, Place::Together];
 
 impl Contender {
     fn new(name: &'static str, carrier: Box<dyn Carrier>) -> Self {
-        let mut contender = Self { name, carrier, counts: [2000, 200], times: Default::default() };
+        let mut contender = Self { name, carrier, counts: [2000, 200, 200], times: Default::default() };
         // The second time it is warm.
         for _ in 0..2 {
-            let times = [0, 1].map(|what| contender.turn(what));
+            let times = [0, 1, 2].map(|what| contender.turn(what));
             contender.counts = times.map(|time| ((TURN / time) as u64).clamp(100, 200_000));
         }
         contender
@@ -59,14 +64,19 @@ pub fn messages(report: &mut Report, rounds: usize) {
     ];
     // There may be no Python here.
     all.extend(carriers::python().map(|carrier| Contender::new("multiprocessing.Queue", carrier)));
+    let processors = Processors::new();
     for _ in 0..rounds {
-        for contender in &mut all {
-            for what in [0, 1] {
+        for (what, place) in WHERE.into_iter().enumerate() {
+            if !processors.put(place) {
+                continue;
+            }
+            for contender in &mut all {
                 let time = contender.turn(what);
                 contender.times[what].push(time);
             }
         }
     }
+    processors.put(Place::Anywhere);
     let ours = all.iter().find(|one| one.name == OURS).map(|one| one.times.clone()).unwrap_or_default();
     // Of each round, for what else the machine does meets those that are next to each other alike.
     let ratio = |one: &Contender, what: usize| {
@@ -75,13 +85,18 @@ pub fn messages(report: &mut Report, rounds: usize) {
     };
     let row = |one: &Contender| {
         let target = TARGETS.iter().find(|(other, ..)| *other == one.name);
-        let (rate, time) = (1.0 / ratio(one, 0), ratio(one, 1));
-        let cells = vec![
+        let rate = 1.0 / ratio(one, 0);
+        let mut cells = vec![
             format!("{:.0}", 1e9 / median(&one.times[0])),
             target.and_then(|(_, least, _)| *least).map_or(figure(rate), |least| verdict(rate, least)),
-            figure(median(&one.times[1]) / 1000.0),
-            target.and_then(|(.., most)| *most).map_or(figure(time), |most| verdict_most(time, most)),
         ];
+        for what in (1..WHERE.len()).filter(|what| !one.times[*what].is_empty()) {
+            let time = ratio(one, what);
+            cells.push(figure(median(&one.times[what]) / 1000.0));
+            cells.push(
+                target.and_then(|(.., most)| *most).map_or(figure(time), |most| verdict_most(time, most)),
+            );
+        }
         (one.name.to_owned(), cells)
     };
     report.table(
@@ -89,7 +104,9 @@ pub fn messages(report: &mut Report, rounds: usize) {
         &[
             "messages a second",
             "ours (1024) in so many times its rate",
-            "there and back, microseconds",
+            "there and back, between two processors: microseconds",
+            "ours in so much of its time",
+            "there and back, on one: microseconds",
             "ours in so much of its time",
         ],
         &all.iter().map(row).collect::<Vec<_>>(),
