@@ -3,16 +3,18 @@
 
 #[path = "harness/mod.rs"]
 mod harness;
+#[path = "cgroup/home.rs"]
+mod home;
 
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use harness::told::Told;
 use harness::{can, eventually, is_alive};
+use home::{Home, enter, hide_all};
 use offspring::{Builder, EndedBy, ErrorKind, Limit, Offspring, Stdio, Subprocess, spawn};
 use serde::{Deserialize, Serialize};
 
@@ -22,67 +24,6 @@ const MIB: u64 = 1 << 20;
 
 /// Every launcher, and the library's own choice.
 const EVERY: [&str; 4] = ["auto", "exec", "zygote", "spare"];
-
-/// A cgroup that this process is in alone, and may make others in.
-struct Home {
-    /// Where the hierarchy is mounted, in a view of this process's own.
-    root: PathBuf,
-    path: PathBuf,
-}
-
-impl Home {
-    /// For a process with one thread. `None` if there can be none here.
-    fn new(root: &Path) -> Option<Self> {
-        std::fs::create_dir_all(root).unwrap();
-        let there = harness::own_mounts() && {
-            hide_all();
-            harness::mount(c"cgroup2", root, 0)
-        };
-        let home = Self { root: root.to_owned(), path: root.join(root.file_name().unwrap()) };
-        let there = there && std::fs::create_dir(&home.path).is_ok() && enter(&home.path);
-        if !can("a cgroup of version 2", there) {
-            std::mem::forget(home);
-            let _ = std::fs::remove_dir(root);
-            return None;
-        }
-        Some(home)
-    }
-
-    /// Those of units.
-    fn below(&self) -> Vec<PathBuf> {
-        let entries = std::fs::read_dir(&self.path).unwrap().flatten();
-        entries.filter(|entry| entry.file_type().unwrap().is_dir()).map(|entry| entry.path()).collect()
-    }
-}
-
-impl Drop for Home {
-    fn drop(&mut self) {
-        offspring::shutdown();
-        if !std::thread::panicking() {
-            assert_eq!(self.below(), Vec::<PathBuf>::new());
-        }
-        enter(&self.root);
-        let _ = std::fs::remove_dir(&self.path);
-        let root = std::ffi::CString::new(self.root.as_os_str().as_bytes()).unwrap();
-        // SAFETY: a string that ends with NUL.
-        unsafe { libc::umount2(root.as_ptr(), libc::MNT_DETACH) };
-        let _ = std::fs::remove_dir(&self.root);
-    }
-}
-
-/// Lets all hierarchies of version 2 be out of sight.
-fn hide_all() {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    for mount in mounts.lines().filter(|line| line.contains(" - cgroup2 ")) {
-        let point = std::ffi::CString::new(mount.split(' ').nth(4).unwrap()).unwrap();
-        // SAFETY: a string that ends with NUL.
-        unsafe { libc::umount2(point.as_ptr(), libc::MNT_DETACH) };
-    }
-}
-
-fn enter(cgroup: &Path) -> bool {
-    std::fs::write(cgroup.join("cgroup.procs"), "0").is_ok()
-}
 
 /// In a process of its own, which is a unit: does it in such a home.
 fn at_home(work: impl FnOnce(&Home)) {
@@ -418,6 +359,19 @@ behaviour! { through EVERY;
             std::fs::write(home.path.join("cgroup.type"), "threaded").unwrap();
             assert!(enter(&home.path));
             is_as_without(Some(home));
+        })));
+    }
+
+    fn the_superuser_has_none_where_they_are_not_delegated() {
+        good(spawn((), |()| at_home(|home| {
+            assert!(home.delegate(false));
+            good(spawn((), |()| is_as_without(None)));
+            assert!(home.delegate(true));
+            good(spawn((), |()| {
+                let (unit, pid) = start(leader(Daemon::Deaf, Then::Sleep));
+                assert_eq!(unit.shutdown().unwrap(), None);
+                assert!(!is_alive(pid));
+            }));
         })));
     }
 

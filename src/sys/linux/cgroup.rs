@@ -42,6 +42,10 @@ impl Cgroup {
         let mut why = "none of version 2 is mounted in which this process would be".to_owned();
         for path in places(&mounts, own) {
             let cgroup = Self(path);
+            if !cgroup.is_delegated(own) {
+                why = format!("{}: it is not delegated", cgroup.0);
+                continue;
+            }
             match cgroup.prove() {
                 Ok(()) => {
                     cgroup.tidy();
@@ -51,6 +55,19 @@ impl Cgroup {
             }
         }
         Err(why)
+    }
+
+    /// Whether it is ours to divide. To others than root its owner says so by letting them write to it. To root, who may write to all, by the
+    /// mark that systemd sets; or it is the uppermost that is to be seen, or one of those that are made here.
+    fn is_delegated(&self, own: &str) -> bool {
+        let is_marked = |name| {
+            let mut mark = [0; 1];
+            matches!(rustix::fs::getxattr(&*self.0, name, &mut mark), Ok(1)) && mark == *b"1"
+        };
+        !rustix::process::geteuid().is_root()
+            || own == "/"
+            || own.rsplit('/').next().and_then(maker_in).is_some()
+            || ["user.delegate", "trusted.delegate"].into_iter().any(is_marked)
     }
 
     /// Whether others can be made in it, and processes be moved there.
