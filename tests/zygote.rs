@@ -5,38 +5,21 @@
 mod harness;
 
 use std::io::Read;
-use std::time::Duration;
 
-use harness::{eventually, is_alive, zygote, zygotes};
+use harness::{doubles, eventually, is_alive, zygote, zygotes};
 use offspring::{Offspring, Stdio, Subprocess};
 use serde::{Deserialize, Serialize};
-
-#[derive(Serialize, Deserialize)]
-struct Double(u64);
-
-impl Subprocess for Double {
-    type Output = u64;
-    const SHUTDOWN_TIMEOUT: Option<Duration> = Some(Duration::from_millis(100));
-
-    fn run(self) -> u64 {
-        2 * self.0
-    }
-}
-
-fn double(n: u64) {
-    assert_eq!(Offspring::new(Double(n)).and_then(Offspring::wait).unwrap(), 2 * n);
-}
 
 behaviour! { through ["zygote"];
 
 
     fn after_a_shutdown_there_is_none_and_the_next_start_makes_another() {
-        double(1);
+        doubles(1);
         let first = zygote().unwrap();
         offspring::shutdown();
         assert!(!is_alive(first));
         assert!(zygotes().is_empty());
-        double(2);
+        doubles(2);
         assert_ne!(zygote(), Some(first));
     }
 
@@ -71,7 +54,7 @@ impl Subprocess for Parent {
     type Output = ();
 
     fn run(self) {
-        double(1);
+        doubles(1);
         println!("{}", zygote().unwrap());
         // SAFETY: ends this process.
         unsafe { libc::raise(self.0) };
@@ -88,7 +71,7 @@ impl Subprocess for StoppingParent {
     type Output = ();
 
     fn run(self) {
-        double(1);
+        doubles(1);
         let pid = zygote().unwrap();
         harness::kill(pid, libc::SIGSTOP);
         eventually("it does not stop", || harness::state(pid) == Some('T'));

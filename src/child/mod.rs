@@ -129,11 +129,15 @@ fn main(claim: Claim, maker: Option<Maker>) -> ! {
         // The parent has gone, or this is not its line: there is nobody to tell.
         sys::lifecycle::exit_now(0)
     };
-    if let Some(Maker { spare: true, stepped_back, .. }) = maker {
+    if let Some(Maker { parent, spare, stepped_back, ear }) = maker {
+        // A unit has none of them.
+        drop((parent, ear));
         if stepped_back {
             sys::lifecycle::step_forward();
         }
-        sys::signals::forget_what_came_before(start.parent);
+        if spare {
+            sys::signals::forget_what_came_before(start.parent);
+        }
     }
     step("child", "received");
     // 2. What the caller has otherwise than our zygote.

@@ -8,23 +8,9 @@ use offspring::{ErrorKind, Offspring, Stdio, Subprocess, spawn};
 use serde::{Deserialize, Serialize};
 
 use crate::behaviour;
-use crate::harness::{self, eventually, good, is_again, is_alive, library, myself, remove, wish, zygote};
-
-#[derive(Serialize, Deserialize)]
-struct Double(u64);
-
-impl Subprocess for Double {
-    type Output = u64;
-    const SHUTDOWN_TIMEOUT: Option<Duration> = Some(Duration::from_millis(100));
-
-    fn run(self) -> u64 {
-        2 * self.0
-    }
-}
-
-fn double(n: u64) {
-    assert_eq!(Offspring::new(Double(n)).and_then(Offspring::wait).unwrap(), 2 * n);
-}
+use crate::harness::{
+    self, Double, doubles, eventually, good, is_again, is_alive, library, myself, remove, wish, zygote,
+};
 
 #[derive(Serialize, Deserialize)]
 struct Echo;
@@ -43,7 +29,7 @@ behaviour! { through ["zygote"];
         for n in 0..20 {
             let old = zygote().unwrap();
             harness::kill(old, libc::SIGKILL);
-            double(n);
+            doubles(n);
             eventually("the old one is left", || !is_alive(old));
         }
         drop(running.take_stdin());
@@ -61,14 +47,14 @@ behaviour! { through ["zygote"];
                         killed += 1;
                         // Until it is dead, so that each counts once; and a few starts.
                         eventually("it does not die", || !is_alive(pid));
-                        (0..5).for_each(double);
+                        (0..5).for_each(doubles);
                     }
                 }
                 killed
             });
             let starters: Vec<_> = (0..8).map(|thread| scope.spawn(move || {
                 for n in 0..60 {
-                    double(1000 * thread + n);
+                    doubles(1000 * thread + n);
                 }
             })).collect();
             starters.into_iter().for_each(|starter| starter.join().unwrap());
@@ -81,12 +67,12 @@ behaviour! { through ["zygote"];
         // Each zygote dies right after it has made its first child.
         for fault in ["kill", "exit", "abort"] {
             wish(&format!("zygote:cloned:{fault}"));
-            (0..20).for_each(double);
+            (0..20).for_each(doubles);
             let error = spawn((), |()| -> () { std::process::exit(3) }).unwrap().wait().unwrap_err();
             assert_eq!(error.death().unwrap().status().code(), Some(3));
             offspring::shutdown();
             wish(&format!("zygote:told:{fault}"));
-            (0..20).for_each(double);
+            (0..20).for_each(doubles);
             offspring::shutdown();
         }
     }
@@ -96,7 +82,7 @@ behaviour! { through ["zygote"];
         let error = Offspring::builder(Double(1)).start_timeout(Duration::from_millis(300)).spawn().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Start, "{error}");
         wish("");
-        double(1);
+        doubles(1);
     }
 
     fn case_66_one_that_never_gets_ready_is_an_error_that_says_how_it_ended() {
@@ -106,7 +92,7 @@ behaviour! { through ["zygote"];
             assert_eq!(error.kind(), ErrorKind::Start);
             assert!(error.to_string().contains("zygote") && error.to_string().contains(how), "{error}");
             wish("");
-            double(1);
+            doubles(1);
             offspring::shutdown();
         }
     }

@@ -18,8 +18,8 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 pub use surroundings::{
-    as_first_process, become_user, double, good, is_again, library, limit, mount, myself, own_mounts, place,
-    remove, take_all_descriptors,
+    Double, as_first_process, become_user, double, doubles, good, is_again, library, limit, mount, myself,
+    own_mounts, place, remove, take_all_descriptors,
 };
 
 /// As `OFFSPRING_LAUNCHER` forces them.

@@ -6,7 +6,26 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use offspring::{Error, Offspring, spawn};
+use offspring::{Error, Offspring, Subprocess, spawn};
+use serde::{Deserialize, Serialize};
+
+/// Gives twice as much; one that is deaf to TERM is killed soon.
+#[derive(Serialize, Deserialize)]
+pub struct Double(pub u64);
+
+impl Subprocess for Double {
+    type Output = u64;
+    const SHUTDOWN_TIMEOUT: Option<Duration> = Some(Duration::from_millis(100));
+
+    fn run(self) -> u64 {
+        2 * self.0
+    }
+}
+
+/// A start works.
+pub fn doubles(n: u64) {
+    assert_eq!(Offspring::new(Double(n)).and_then(Offspring::wait).unwrap(), 2 * n);
+}
 
 /// A unit like any other.
 pub fn double(n: u32) -> Result<u32, Error> {
