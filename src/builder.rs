@@ -1,6 +1,7 @@
 //! What differs from start to start.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -95,7 +96,7 @@ impl Environment {
     }
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) enum Stream {
     Inherit,
     Null,
@@ -116,6 +117,7 @@ pub(crate) enum Stream {
 /// Offspring::builder(Quiet).stdout(file).stderr(Stdio::null()).spawn()?.wait()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[derive(Debug)]
 pub struct Stdio(Stream);
 
 impl Stdio {
@@ -140,6 +142,17 @@ impl<T: Into<OwnedFd>> From<T> for Stdio {
     /// A file, socket or pipe of the caller's, which the child gets a duplicate of.
     fn from(file: T) -> Self {
         Self(Stream::File(Arc::new(file.into())))
+    }
+}
+
+impl<R> fmt::Debug for Builder<R> {
+    /// Whether what was set so far would do; nothing of the unit.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let refused = self.plan.as_ref().err();
+        f.debug_struct("Builder")
+            .field("explicit_start", &self.explicit)
+            .field("refused", &refused)
+            .finish_non_exhaustive()
     }
 }
 

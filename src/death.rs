@@ -121,7 +121,8 @@ impl Death {
         self.subject.pid.unwrap_or_default()
     }
 
-    /// How it ended: a code or a signal. If another part of the program waited for the child, and the kernel is older than
+    /// How it ended: a code or a signal. The code is 101 after a panic, and 1 if the unit could not be set up or decoded, or its result not be
+    /// encoded; unless something else has ended the process on its way out. If another part of the program waited for the child, and the kernel is older than
     /// 6.15, this is a status with neither, and the texts say that it was lost.
     pub fn status(&self) -> ExitStatus {
         self.status
@@ -210,7 +211,8 @@ impl fmt::Display for Death {
             EndedBy::StartTimeout => "ended by us, for it was not ready in time",
             EndedBy::Protocol => "ended by us, for it sent what is no message",
             EndedBy::Lingering => "ended by us, for it went on after its last word",
-            EndedBy::OutOfMemory | EndedBy::Limit(_) => "ended by the kernel",
+            EndedBy::OutOfMemory => "ended by the kernel, for want of memory",
+            EndedBy::Limit(limit) => &format!("ended by the kernel, for its {limit}"),
             EndedBy::Other => "ended by somebody else",
         };
         writeln!(f, "{}: {} after {:.3?}, {by}", self.subject, self.how(), self.ran)?;
@@ -224,7 +226,9 @@ impl fmt::Display for Death {
         if let Some(panic) = &self.panic {
             write!(f, "; panicked: {}", one_line(&panic.to_string()))?;
         }
-        match self.stderr.as_deref().and_then(|text| text.lines().last()) {
+        // A panic ends with words of std's.
+        let stderr = self.stderr.as_deref().filter(|_| self.panic.is_none());
+        match stderr.and_then(|text| text.lines().last()) {
             Some(last) => write!(f, "; its last line: {}", one_line(last)),
             None => Ok(()),
         }

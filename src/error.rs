@@ -196,7 +196,8 @@ impl fmt::Debug for Error {
         f.debug_struct("Error")
             .field("kind", &self.0.kind)
             .field("text", &self.to_string())
-            .field("panic", &self.0.panic)
+            // It stands in the death, if there was one.
+            .field("panic", &self.0.panic.as_ref().filter(|_| self.0.death.is_none()))
             .field("death", &self.0.death)
             .field("limit", &self.0.limit)
             .field("source", &self.0.source)

@@ -64,7 +64,7 @@ pub fn shutdown() {
     channel::shutdown();
 }
 
-/// All that most users need: `use offspring::prelude::*;`
+/// For units and loops: `use offspring::prelude::*;`. Channels, streams and shared memory are imported by name.
 pub mod prelude {
     pub use crate::{Error, ErrorKind, Offspring, PAUSE, Process, Subprocess, SubprocessLoop};
 }

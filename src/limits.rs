@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys::signals;
 
-/// A bound that was set for a unit by its [`Builder`], and which [`Error::limit`] names.
+/// A bound that was set for a unit by its [`Builder`], and which [`Error::limit`] names if it ended the unit.
 ///
 /// Its text is as it stands in the error's: `limit of CPU time (2 s)`.
 ///

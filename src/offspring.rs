@@ -203,7 +203,8 @@ impl<R> Offspring<R> {
         ))
     }
 
-    /// Waits until the child has ended and been reaped; gives its result.
+    /// Waits until the child has ended and been reaped; gives its result. (Who wants to keep the handle, for its progress say, waits by
+    /// [`wait_timeout`](Self::wait_timeout).)
     ///
     /// # Errors
     /// Why there is none: any [`ErrorKind`] but `AlreadyStarted`.

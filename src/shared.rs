@@ -33,7 +33,8 @@ use crate::sys::memory::{self, Mapping};
 /// # What is promised
 /// The kernel keeps the seals of the memory (memfd_create(2), fcntl(2) `F_ADD_SEALS`): nobody can write to it, shorten or lengthen it, and a seal is
 /// never taken off. A receiver looks for the seals, the size and that there are no holes before it maps anything, so that also a hostile process cannot
-/// change what was looked at, nor make an access fail.
+/// change what was looked at, nor make an access fail. It takes address space of its whole size in each process that has it, which
+/// [`Builder::limit_memory`](crate::Builder::limit_memory) counts.
 #[derive(Clone)]
 pub struct SharedBytes(Option<Arc<Sealed>>);
 

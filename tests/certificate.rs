@@ -95,6 +95,14 @@ behaviour! {
         assert!(little.cpu_time().unwrap() < Duration::from_secs(1), "{little:?}");
     }
 
+    fn who_has_no_result_to_give_does_not_exit_with_success() {
+        let code = |error: offspring::Error| error.death().unwrap().status().code();
+        assert_eq!(code(error(Act::Panic("out of luck".into()))), Some(101));
+        let refused = Offspring::builder(Act::Exit(0)).limit_memory(1 << 20).spawn().and_then(Offspring::wait).unwrap_err();
+        assert_eq!((refused.kind(), code(refused.clone())), (ErrorKind::Start, Some(1)), "{refused}");
+        assert_eq!(code(error(Act::Exit(0))), Some(0));
+    }
+
     fn a_panic_is_in_it() {
         let error = error(Act::Panic("out of luck\nand of words".into()));
         let death = error.death().unwrap();

@@ -70,11 +70,18 @@ pub(crate) struct Line {
     pub(super) owner: u32,
     /// Whether the parent waits until the unit is about to run.
     pub(crate) awaited: bool,
+    /// What the process exits with.
+    code: i32,
 }
+
+/// What a Rust program exits with whose `main` has panicked.
+const PANICKED: i32 = 101;
+/// Or has returned an error.
+const FAILED: i32 = 1;
 
 impl Line {
     pub(crate) fn new(fd: OwnedFd) -> Self {
-        Self { fd: Arc::new(fd), last: Arc::default(), owner: std::process::id(), awaited: false }
+        Self { fd: Arc::new(fd), last: Arc::default(), owner: std::process::id(), awaited: false, code: 0 }
     }
 
     fn is_mine(&self) -> bool {
@@ -132,7 +139,7 @@ impl Line {
             sys::lifecycle::exit_now(0);
         }
         step("child", "end");
-        sys::lifecycle::exit(0)
+        sys::lifecycle::exit(self.code)
     }
 
     fn finish(&self, kind: Kind, body: &[u8], bag: Option<BorrowedFd<'_>>) {
@@ -173,11 +180,13 @@ impl Host for Line {
     }
 
     fn panicked(&mut self, panic: Panicked) {
+        self.code = PANICKED;
         let body = codec::encode(&panic).unwrap_or_default();
         self.finish(Kind::Panicked, &body, None);
     }
 
     fn failed(&mut self, step: Step, why: String) {
+        self.code = FAILED;
         let body = codec::encode(&Failed { step, why }).unwrap_or_default();
         self.finish(Kind::Failed, &body, None);
     }
