@@ -218,8 +218,8 @@ impl<R> Builder<R> {
     /// (SIGTTIN).
     ///
     /// # Cgroups
-    /// Where the parent may make cgroups of version 2 in its own, at the first start of such a unit, each has one, below the parent's (`offspring.PID.N`). All that
-    /// is said above of the group holds then for whoever is in the cgroup, and nobody leaves that by himself. So it is in a service of systemd with
+    /// Where the parent may make cgroups of version 2 in its own, at the first start of such a unit, each has one, below the parent's (`offspring.PID.ID.N`). All that
+    /// is said above of the group holds then for whoever is in the cgroup, which nobody leaves but who may write to `cgroup.procs` as the parent may. So it is in a service of systemd with
     /// `Delegate=`, and for the superuser in a container, if the hierarchy is mounted so that it can be written to. (Where the superuser's
     /// process is not in the uppermost cgroup that it sees, systemd's mark on it is asked for: the extended attribute `user.delegate`.) Elsewhere
     /// there is the process group alone, and nothing but an event of the feature `tracing` says so. The start takes somewhat longer, for no

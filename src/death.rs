@@ -211,7 +211,7 @@ impl fmt::Display for Death {
             EndedBy::StartTimeout => "ended by us, for it was not ready in time",
             EndedBy::Protocol => "ended by us, for it sent what is no message",
             EndedBy::Lingering => "ended by us, for it went on after its last word",
-            EndedBy::OutOfMemory => "ended by the kernel, for want of memory",
+            EndedBy::OutOfMemory => "ended by the kernel",
             EndedBy::Limit(limit) => &format!("ended by the kernel, for its {limit}"),
             EndedBy::Other => "ended by somebody else",
         };
@@ -312,11 +312,17 @@ mod tests {
             stderr: Some("x\ry".into()),
             panic: Some(Panic(panic)),
         };
-        let text = death.to_string();
-        assert_eq!(
-            text,
-            "unit T 'n' (pid 7): signal: 9 (SIGKILL), for want of memory after 1.500s, ended by the kernel\n\
-             used 20.000ms of processor time and 1.5 MiB at most; panicked: a / b; its last line: x / y"
-        );
+        let lines = |by: &str, last: &str| {
+            format!(
+                "unit T 'n' (pid 7): signal: 9 (SIGKILL){by}\n\
+                 used 20.000ms of processor time and 1.5 MiB at most; {last}"
+            )
+        };
+        let starved = ", for want of memory after 1.500s, ended by the kernel";
+        assert_eq!(death.to_string(), lines(starved, "panicked: a / b"));
+        let limit = EndedBy::Limit(crate::limits::Limit::CpuTime(Duration::from_secs(1)));
+        let death = Death { panic: None, ended_by: limit, ..death };
+        let limited = " after 1.500s, ended by the kernel, for its limit of CPU time (1 s)";
+        assert_eq!(death.to_string(), lines(limited, "its last line: x / y"));
     }
 }

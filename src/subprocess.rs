@@ -48,7 +48,8 @@ pub trait Subprocess: Serialize + DeserializeOwned + 'static {
     const WAIT_FOR_CHILD: bool = false;
 
     /// Whether shutdown and the parent's end send TERM (and KILL after [`Self::SHUTDOWN_TIMEOUT`]). If not, the unit is
-    /// waited for, and runs to its end even if its parent dies. Default: yes.
+    /// waited for, and runs to its end even if its parent dies (unless that is a unit with a cgroup of its own, which ends all in it: see
+    /// [`Builder::process_group`](crate::Builder::process_group)). Default: yes.
     const TERMINATE_ON_SHUTDOWN: bool = true;
 
     /// Whether a new handle waits for [`Offspring::start`] before there is a child. Default: no.

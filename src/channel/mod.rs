@@ -63,8 +63,8 @@ use gate::Gate;
 /// as a whole or not at all. It may leave the count of those that wait wrong, by one: then there is room for one less, until the queue
 /// has been empty, and nobody has sent or received, for a tenth of a second in which somebody has tried to.
 ///
-/// A process that means no good and has an end takes what it likes, and can leave others waiting for room; not those that do not wait,
-/// unless it fills the counter that tells of room to the brim in the very instant in which another is about to add to it.
+/// A process that means no good and has an end takes what it likes, and can leave others waiting for room. By its flags alone it keeps nobody waiting who
+/// does not want to; but whoever has the same end can hold it up in the kernel, by receiving into memory that never comes, say.
 ///
 /// # Errors
 /// `InvalidInput` for a bound of 0; too many open files: an end takes three. `Unsupported` elsewhere than on Linux.

@@ -43,8 +43,9 @@ pub(crate) fn cloned(claim: Claim, parent: OwnedFd, spare: Option<Spare<'_>>) ->
     let is_spare = spare.is_some();
     // Who gives it a unit is in the middle of its call, and is not to be pushed off the processor by its waking.
     let stepped_back = spare.is_some_and(|spare| {
+        let steps_back = spare.steps_back;
         spare.set_up();
-        sys::lifecycle::step_back()
+        steps_back && sys::lifecycle::step_back()
     });
     let ear = is_spare.then(Forgetting::new).flatten();
     if is_spare {
@@ -60,6 +61,8 @@ pub(crate) struct Spare<'a> {
     /// What it may have to run.
     pub(crate) entry: u64,
     pub(crate) exit: &'a Exit,
+    /// Whether it may be scheduled otherwise while it waits.
+    pub(crate) steps_back: bool,
 }
 
 impl Spare<'_> {
@@ -247,12 +250,12 @@ fn receive(line: &Line, claim: &Claim, maker: Option<&Maker>) -> Option<Received
         while !input.is_empty() {
             match decoder.next(&mut input).ok()? {
                 Some(frame @ Frame { kind: Kind::Start, .. }) => {
-                    let body = unpacked(line, frame, &mut descriptors)?;
+                    let body = unpacked(line, frame, &mut descriptors);
                     start = codec::decode(&body).ok().filter(|start: &Start| start.nonce == claim.nonce);
                     start.as_ref()?;
                 }
                 Some(frame @ Frame { kind: Kind::Unit, .. }) => {
-                    let unit = unpacked(line, frame, &mut descriptors)?;
+                    let unit = unpacked(line, frame, &mut descriptors);
                     return Some(Received { start: start?, unit, descriptors });
                 }
                 Some(_) => return None,
@@ -265,10 +268,13 @@ fn receive(line: &Line, claim: &Claim, maker: Option<&Maker>) -> Option<Received
     }
 }
 
-/// A body's bytes; if they cannot be had, the parent is told.
-fn unpacked(line: &Line, frame: Frame, descriptors: &mut VecDeque<OwnedFd>) -> Option<Bytes> {
-    let mut line = line.clone();
-    frame.unpack(descriptors).map_err(|error| line.failed(Step::Setup, error.to_string())).ok()
+/// A body's bytes; if they cannot be had, the parent is told, and that is the end.
+fn unpacked(line: &Line, frame: Frame, descriptors: &mut VecDeque<OwnedFd>) -> Bytes {
+    frame.unpack(descriptors).unwrap_or_else(|error| {
+        let mut line = line.clone();
+        line.failed(Step::Setup, error.to_string());
+        line.end()
+    })
 }
 
 /// Takes over the caller's context: streams, directory, umask, environment.

@@ -65,14 +65,16 @@ impl Drop for Place {
 
 impl Cgroups {
     fn own(&self) -> Option<&Cgroup> {
-        let own = || match Cgroup::own() {
-            Ok(own) => Some(own),
-            Err(why) => {
-                log::no_cgroups(&why);
-                None
-            }
-        };
-        self.own.get_or_init(|| if hook::may_have_cgroups() { own() } else { None }).as_ref()
+        let mut refused = None;
+        let own = self.own.get_or_init(|| {
+            let own = if hook::may_have_cgroups() { Some(Cgroup::own()) } else { None };
+            own?.map_err(|why| refused = Some(why)).ok()
+        });
+        // Those who listen may be about to start such a unit too.
+        if let Some(why) = refused {
+            log::no_cgroups(&why);
+        }
+        own.as_ref()
     }
 
     /// Whether units can have some.
@@ -160,9 +162,9 @@ impl Unit {
 
     /// The limit that ended it, if that is known of its cgroup.
     pub(super) fn limit_hit(&self, ended_by: EndedBy, status: ExitStatus) -> Option<Limit> {
-        let is_killed = pidfd::signal(status) == Some(signals::KILL);
-        let is_unasked = matches!(ended_by, EndedBy::Other | EndedBy::OutOfMemory);
-        self.place.as_ref().filter(|_| is_killed && is_unasked)?.limit_hit()
+        // What its cgroup has counted may have been another's end, long ago.
+        let is_starved = ended_by == EndedBy::OutOfMemory && pidfd::signal(status) == Some(signals::KILL);
+        self.place.as_ref().filter(|_| is_starved)?.limit_hit()
     }
 
     /// Nothing of it is to be ended any more.

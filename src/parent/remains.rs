@@ -60,8 +60,10 @@ impl Rest {
             return was_unseen;
         }
         self.look_at = now + self.pause.max(4 * took);
-        if self.killed.is_none() {
-            self.look_at = self.look_at.min(self.kill_at);
+        match self.killed {
+            None => self.look_at = self.look_at.min(self.kill_at),
+            // One that was made in the middle of the KILL may have had none.
+            Some(_) => self.unit.kill_rest(),
         }
         self.pause = (2 * self.pause).min(MOST);
         self.killed.is_some_and(|killed| killed + PATIENCE <= now)

@@ -204,6 +204,7 @@ impl Unit {
         if let Err(error) = watched {
             // A child that nobody watches must not be.
             let _ = self.signal(signals::KILL);
+            self.kill_others();
             if let Some(runtime) = self.runtime.upgrade() {
                 runtime.forget(pidfd);
             }

@@ -112,6 +112,7 @@ impl Zygote {
     fn serve(mut self, alone: &Alone) -> ! {
         let mut buffer = [0; BUFFER];
         let exit = Exit::find();
+        let steps_back = sys::lifecycle::may_step_back();
         loop {
             self.wait(false);
             let received = match sys::io::receive_with(&self.line, &mut buffer) {
@@ -161,7 +162,12 @@ impl Zygote {
                     std::mem::forget((own, ledger));
                     hook::adopt(request.wish);
                     sys::io::put_line(line);
-                    let spare = request.slot.map(|_| Spare { directory, entry: request.entry, exit: &exit });
+                    let spare = request.slot.map(|_| Spare {
+                        directory,
+                        entry: request.entry,
+                        exit: &exit,
+                        steps_back,
+                    });
                     child::cloned(claim, parent, spare)
                 }
                 Ok(Made { child: Some((pid, pidfd)), .. }) => {

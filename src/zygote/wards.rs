@@ -16,6 +16,9 @@ use crate::sys::{group, io, lifecycle, limit, pidfd, signals};
 /// So long at most between two looks whether a group is still there.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// So long what was killed is waited for: it is on its way out, unless the kernel holds it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 #[derive(Default)]
 pub(crate) struct Wards {
     list: Vec<Ward>,
@@ -144,14 +147,15 @@ impl Wards {
                 groups.iter().map(|(group, seen)| (&group.pidfd, group.pid, *seen)).collect();
             let mut alive = group::seen_alive(&looked).into_iter();
             groups.retain_mut(|(group, seen)| {
-                let is_over = group.grace.is_some_and(|grace| rest(&grace).is_zero());
                 *seen = alive.next().flatten();
-                let goes_on = !is_over && (seen.is_some() || group.is_populated());
-                if !goes_on {
-                    // Also if nobody was seen, for somebody may have been overlooked.
+                let is_alive = seen.is_some() || group.is_populated();
+                let grace = group.grace.unwrap_or_default();
+                if !is_alive || rest(&grace).is_zero() {
+                    // Also if nobody was seen, for somebody may have been overlooked; and again, for one that was made in the middle of it may
+                    // have had none.
                     group.kill();
                 }
-                goes_on
+                is_alive && spent < grace.saturating_add(PATIENCE)
             });
             for (child, _) in left.iter().filter(|(_, grace)| rest(grace).is_zero()) {
                 let _ = pidfd::send_signal(child, signals::KILL);

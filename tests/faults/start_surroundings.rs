@@ -292,6 +292,17 @@ behaviour! { through ["zygote"];
         }
     }
 
+    fn case_22_a_filter_that_kills_who_would_be_scheduled_otherwise_harms_no_start() {
+        for call in [libc::SYS_sched_setscheduler, libc::SYS_sched_getscheduler] {
+            let unit = spawn(call, |call| {
+                if can("a filter", harness::forbid(call)) {
+                    (0..20).for_each(twice);
+                }
+            });
+            unit.unwrap().wait().unwrap();
+        }
+    }
+
     fn case_22_a_filter_that_kills_who_calls_clone3_is_an_error_in_time() {
         let unit = spawn((), |()| {
             twice(1);

@@ -130,7 +130,8 @@ impl Unit {
             let until = match (is_killed, next) {
                 (true, _) => Some(*killed.get_or_insert(now + HELD)),
                 (false, Some(next)) => next.max(now).checked_add(YOUNG),
-                (false, None) => None,
+                // Another may ask it to end.
+                (false, None) => now.checked_add(HELD),
             };
             if self.wait_for(until, |state| is_over(state) || state.life.has_outcome()) {
                 break;

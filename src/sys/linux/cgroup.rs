@@ -4,9 +4,11 @@
 //! their path: to be told from one process to another, and so that none takes a descriptor.
 
 use std::fs::{self, File};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -23,7 +25,7 @@ pub(crate) struct Cgroup(String);
 /// A longer path is not told to anybody.
 const LONGEST: usize = 1024;
 
-/// What begins the names of ours; then come the maker's pid and a number.
+/// What begins the names of ours; then come the maker's pid, what tells apart the programs that have had it, and a number.
 const PREFIX: &str = "offspring.";
 
 /// For the names of this process's.
@@ -31,7 +33,7 @@ static NUMBER: AtomicU64 = AtomicU64::new(1);
 
 impl Cgroup {
     /// The one that this process is in, if it can make others in it and move processes there; or why not. What processes that are no more have
-    /// left in it, or this one before it began afresh, is removed.
+    /// left in it, or this program before it began afresh, is removed.
     pub(crate) fn own() -> Result<Self, String> {
         let read = |file: &str| {
             let bytes = fs::read(file).map_err(|error| format!("{file}: {error}"))?;
@@ -89,7 +91,8 @@ impl Cgroup {
     pub(crate) fn make(&self) -> io::Result<Self> {
         loop {
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-            let path = format!("{}/{PREFIX}{}.{number}", self.0.trim_end_matches('/'), std::process::id());
+            let (above, pid, image) = (self.0.trim_end_matches('/'), std::process::id(), image());
+            let path = format!("{above}/{PREFIX}{pid}.{image:x}.{number}");
             match fs::create_dir(&path) {
                 Ok(()) => return Ok(Self(path)),
                 // Of one that had our number before us.
@@ -104,10 +107,10 @@ impl Cgroup {
         for below in self.below() {
             let name = below.0.rsplit('/').next().unwrap_or_default();
             // Another that lives may be about to put somebody there.
-            let is_over = |maker: u32| {
+            let is_over = |(maker, of): (u32, u64)| {
                 let other = i32::try_from(maker).ok().and_then(Pid::from_raw);
                 let is_none = |pid| test_kill_process(pid) == Err(rustix::io::Errno::SRCH);
-                maker == std::process::id() || other.is_none_or(is_none)
+                (maker, of) == (std::process::id(), image()) || other.is_none_or(is_none)
             };
             if maker_in(name).is_some_and(is_over) {
                 below.remove();
@@ -144,14 +147,18 @@ impl Cgroup {
         self.read("memory.events").is_ok_and(|events| is_out_of_memory(&events))
     }
 
-    /// Whether somebody in it lives, or in one below it.
+    /// Whether somebody in it lives, or in one below it. If that cannot be known, for want of descriptors say, there is somebody.
     pub(crate) fn is_populated(&self) -> bool {
-        self.read("cgroup.events").is_ok_and(|events| value(&events, "populated") == Some(1))
+        match self.read("cgroup.events") {
+            Ok(events) => value(&events, "populated") != Some(0),
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
     }
 
-    /// Sends signals to those in it that are not in that process group, and not its leader either.
+    /// Sends signals to those in it, or below it, that are not in that process group, and not its leader either.
     pub(crate) fn send_to_others(&self, group: u32, signals: &[i32]) {
         self.send(signals, |pid| pid != group && group_of(pid).is_none_or(|of| of != group));
+        self.below().iter().for_each(|below| below.send_to_others(group, signals));
     }
 
     /// Kills all that is in it and below it.
@@ -190,7 +197,7 @@ impl Cgroup {
     /// Sends signals to those of its members for whom that is so; whether there was one.
     fn send(&self, signals: &[i32], is_meant: impl Fn(u32) -> bool) -> bool {
         /// No more descriptors at a time.
-        const SOME: usize = 16;
+        const SOME: usize = 256;
         let meant: Vec<u32> = self.members().into_iter().filter(|pid| is_meant(*pid)).collect();
         for some in meant.chunks(SOME) {
             let open: Vec<_> = some.iter().filter_map(|pid| Some((*pid, pidfd::open(*pid).ok()?))).collect();
@@ -233,6 +240,13 @@ impl Cgroup {
     }
 }
 
+/// A number of this program's own: one that is executed has the pid of the one before it, the zygote of which may see to its cgroups still, by
+/// their names.
+fn image() -> u64 {
+    static IMAGE: OnceLock<u64> = OnceLock::new();
+    *IMAGE.get_or_init(|| RandomState::new().hash_one(std::process::id()))
+}
+
 fn group_of(pid: u32) -> Option<u32> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
     Some(getpgid(Some(pid)).ok()?.as_raw_nonzero().get() as u32)
@@ -272,10 +286,12 @@ fn unescaped(field: &str) -> String {
 }
 
 /// Who has made the one of that name, if it is one of ours.
-fn maker_in(name: &str) -> Option<u32> {
-    let (maker, number) = name.strip_prefix(PREFIX)?.split_once('.')?;
-    number.parse::<u64>().ok()?;
-    maker.parse().ok()
+fn maker_in(name: &str) -> Option<(u32, u64)> {
+    let mut parts = name.strip_prefix(PREFIX)?.split('.');
+    let maker = parts.next()?.parse().ok()?;
+    let image = u64::from_str_radix(parts.next()?, 16).ok()?;
+    parts.next()?.parse::<u64>().ok()?;
+    parts.next().is_none().then_some((maker, image))
 }
 
 /// What stands there beside a key.
@@ -331,9 +347,9 @@ mod tests {
 
     #[test]
     fn ours_are_known_by_their_names() {
-        assert_eq!(maker_in("offspring.17.3"), Some(17));
+        assert_eq!(maker_in("offspring.17.fe.3"), Some((17, 0xfe)));
         for other in
-            ["offspring.17", "offspring.x.3", "offspring.17.", "offspring.17.3.service", "init.scope"]
+            ["offspring.17.3", "offspring.x.a.3", "offspring.17.a.", "offspring.17.a.3.service", "init.scope"]
         {
             assert_eq!(maker_in(other), None, "{other}");
         }

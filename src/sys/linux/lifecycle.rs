@@ -1,6 +1,6 @@
 //! A process as a whole: who it is, how it ends.
 
-use std::ffi::{CString, c_int};
+use std::ffi::{CString, c_int, c_long};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -41,6 +41,27 @@ pub(crate) fn flush_streams() {
 pub(crate) fn set_name(name: &str) {
     if let Ok(name) = CString::new(name) {
         let _ = rustix::thread::set_name(&name);
+    }
+}
+
+/// In a process with one thread: whether copies of it may try [`step_back`]. A filter of system calls may kill who does.
+pub(crate) fn may_step_back() -> bool {
+    // SAFETY: the first asks of the calling thread. The second copies the process, which has one thread, as fork(2) does; the copy makes system
+    // calls alone, and ends. It is waited for, and nobody else knows of it.
+    unsafe {
+        if libc::prctl(libc::PR_GET_SECCOMP) == 0 {
+            return true;
+        }
+        let copy = libc::syscall(libc::SYS_clone, c_long::from(libc::SIGCHLD), 0, 0, 0, 0);
+        if copy == 0 {
+            step_back();
+            libc::_exit(0);
+        }
+        let mut status = -1;
+        while libc::waitpid(copy as c_int, &raw mut status, 0) < 0 && *libc::__errno_location() == libc::EINTR
+        {
+        }
+        copy > 0 && status == 0
     }
 }
 

@@ -21,6 +21,10 @@ pub(crate) fn flush_streams() {}
 
 pub(crate) fn set_name(_: &str) {}
 
+pub(crate) fn may_step_back() -> bool {
+    false
+}
+
 pub(crate) fn step_back() -> bool {
     false
 }
