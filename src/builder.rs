@@ -223,7 +223,8 @@ impl<R> Builder<R> {
     /// `Delegate=`, and for the superuser in a container, if the hierarchy is mounted so that it can be written to. (Where the superuser's
     /// process is not in the uppermost cgroup that it sees, systemd's mark on it is asked for: the extended attribute `user.delegate`.) Elsewhere
     /// there is the process group alone, and nothing but an event of the feature `tracing` says so. The start takes somewhat longer, for no
-    /// child can be there already.
+    /// child can be there already. To look into a cgroup takes a free descriptor: who has left the group is not reached by a parent that has none from
+    /// the end of the grace until a second later.
     ///
     /// When nothing is left in it, the cgroup is removed. It stays as long as something lives that a unit which ended by itself has
     /// left. What is there still when the parent ends, or was there when parent and zygote were killed together, is removed by the next process that makes
