@@ -4,7 +4,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::runtime::Runtime;
 use super::unit::{Birth, Unit};
@@ -47,9 +47,14 @@ pub(crate) fn is_this_thread_of(runtime: &Runtime) -> bool {
     is_this_thread() && std::ptr::eq(REAPS.get().0, runtime)
 }
 
+/// Later than this is much later, as after a stop of the process.
+pub(super) const MUCH: Duration = Duration::from_secs(1);
+
 /// Works until the runtime is closed and every child is gone.
 pub(crate) fn work(runtime: &Runtime) {
     let mut buffer = vec![0; 64 << 10];
+    // A stop may also have come while this thread was awake.
+    let mut was_held_up = false;
     while let Some(pause) = runtime.pause() {
         runtime.zygotes.make_if_wanted(runtime);
         if runtime.is_all_but_closed() {
@@ -61,8 +66,9 @@ pub(crate) fn work(runtime: &Runtime) {
         let tokens = runtime.poller.wait(pause);
         // After a long stop (SIGSTOP, a suspended machine) deadlines are over and news is waiting: the news first, so
         // that nobody's time is held to be over who had answered before.
+        let awake = Instant::now();
         let overdue = runtime.due();
-        if runtime.woke_late() {
+        if was_held_up || runtime.woke_late() {
             overdue.iter().for_each(Unit::on_late_waking);
         }
         let mut held = false;
@@ -85,7 +91,11 @@ pub(crate) fn work(runtime: &Runtime) {
                 }
             }
         }
-        for unit in runtime.due() {
+        let due = runtime.due();
+        if awake.elapsed() > MUCH {
+            due.iter().for_each(Unit::on_late_waking);
+        }
+        for unit in due {
             runtime.on_time(&unit, &mut buffer);
         }
         runtime.remains.tend(runtime);
@@ -94,6 +104,7 @@ pub(crate) fn work(runtime: &Runtime) {
             zygote.release();
         }
         runtime.parking.tend(runtime, runtime.is_alone());
+        was_held_up = awake.elapsed() > MUCH;
     }
     runtime.cgroups.close();
 }

@@ -462,8 +462,7 @@ impl Runtime {
 
     /// For the reaper: whether it was woken much later than it asked, as after a stop of the process.
     pub(crate) fn woke_late(&self) -> bool {
-        const MUCH: std::time::Duration = std::time::Duration::from_secs(1);
-        lock(&self.table).sleeps_until.is_some_and(|until| until.elapsed() > MUCH)
+        lock(&self.table).sleeps_until.is_some_and(|until| until.elapsed() > reaper::MUCH)
     }
 
     /// For the reaper: the units whose time has come.
