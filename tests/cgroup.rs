@@ -6,12 +6,11 @@ mod harness;
 #[path = "cgroup/home.rs"]
 mod home;
 
-use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::CommandExt;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
+use harness::descendant::Descendant;
 use harness::told::Told;
 use harness::{can, eventually, is_alive};
 use home::{Home, enter, hide_all};
@@ -43,40 +42,6 @@ fn place_of(pid: u32) -> String {
     groups.lines().find_map(|line| line.strip_prefix("0::")).unwrap().to_owned()
 }
 
-/// A process that the unit starts, in a session of its own. Each prints a byte when it is set up.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
-enum Daemon {
-    Good,
-    /// Ignores TERM.
-    Deaf,
-    /// Needs a while after TERM, and leaves a mark.
-    Slow,
-}
-
-impl Daemon {
-    const ALL: [Self; 3] = [Self::Good, Self::Deaf, Self::Slow];
-
-    // Nobody waits for it, for its parent is to end first.
-    #[allow(clippy::zombie_processes)]
-    fn start(self) -> u32 {
-        let script = match self {
-            Self::Good => "echo; exec sleep 3600",
-            Self::Deaf => "trap '' TERM; echo; exec sleep 3600",
-            Self::Slow => "trap 'sleep 0.3; : >\"$MARK\"; exit' TERM; echo; while :; do sleep 0.01; done",
-        };
-        let mut command = Command::new("sh");
-        command.args(["-c", script]).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null());
-        // SAFETY: makes a system call alone.
-        let command = unsafe {
-            command
-                .pre_exec(|| if libc::setsid() > 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) })
-        };
-        let mut child = command.spawn().unwrap();
-        child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
-        child.id()
-    }
-}
-
 /// What the unit does once it has told of its daemon.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
 enum Then {
@@ -88,7 +53,7 @@ enum Then {
 
 /// Starts a daemon, prints its pid.
 #[derive(Serialize, Deserialize)]
-struct Leader(Daemon, Then);
+struct Leader(Descendant, Then);
 
 impl Subprocess for Leader {
     type Output = ();
@@ -96,7 +61,7 @@ impl Subprocess for Leader {
     const PROCESS_GROUP: bool = true;
 
     fn run(self) {
-        let pid = self.0.start();
+        let pid = self.0.start_apart();
         if self.1 == Then::Deaf {
             // SAFETY: sets a disposition.
             unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
@@ -112,7 +77,7 @@ fn mark() -> PathBuf {
     harness::place("mark")
 }
 
-fn leader(daemon: Daemon, then: Then) -> Builder<()> {
+fn leader(daemon: Descendant, then: Then) -> Builder<()> {
     Offspring::builder(Leader(daemon, then)).env("MARK", mark())
 }
 
@@ -132,7 +97,7 @@ fn end(pid: u32) {
 /// A parent that starts a unit with a daemon, prints the daemon's pid, and dies, with its zygote or without.
 #[derive(Serialize, Deserialize)]
 struct Parent {
-    daemon: Daemon,
+    daemon: Descendant,
     then: Then,
     grace: Duration,
     takes_zygote: bool,
@@ -217,7 +182,7 @@ fn is_as_without(home: Option<&Home>) {
         let early = Offspring::builder(Early(String::new())).process_group().spawn().unwrap();
         assert_eq!(early.wait().unwrap(), own);
     }
-    let (unit, pid) = start(leader(Daemon::Good, Then::Deaf));
+    let (unit, pid) = start(leader(Descendant::Good, Then::Deaf));
     assert!(home.is_none_or(|home| home.below().is_empty()));
     assert_eq!(unit.shutdown().unwrap(), None);
     assert!(is_alive(pid));
@@ -241,7 +206,7 @@ behaviour! { through EVERY;
 
     fn a_shutdown_ends_who_has_left_the_group() {
         good(spawn((), |()| at_home(|home| {
-            for (daemon, then) in [(Daemon::Good, Then::Sleep), (Daemon::Deaf, Then::Sleep), (Daemon::Deaf, Then::Deaf)] {
+            for (daemon, then) in [(Descendant::Good, Then::Sleep), (Descendant::Deaf, Then::Sleep), (Descendant::Deaf, Then::Deaf)] {
                 let (unit, pid) = start(leader(daemon, then));
                 assert_eq!(place_of(pid), place_of(unit.process().unwrap().id()));
                 assert_eq!(home.below().len(), 1);
@@ -255,7 +220,7 @@ behaviour! { through EVERY;
     fn who_has_left_the_group_hears_term_and_has_the_rest_of_the_grace() {
         good(spawn((), |()| at_home(|_| {
             let begun = Instant::now();
-            let (unit, pid) = start(leader(Daemon::Slow, Then::Sleep).shutdown_timeout(LONG));
+            let (unit, pid) = start(leader(Descendant::Slow, Then::Sleep).shutdown_timeout(LONG));
             assert_eq!(unit.shutdown().unwrap(), None);
             assert!(!is_alive(pid) && mark().exists());
             assert!(begun.elapsed() < LONG / 10);
@@ -265,11 +230,11 @@ behaviour! { through EVERY;
 
     fn a_timeout_and_the_parents_exit_do_so_too() {
         good(spawn((), |()| at_home(|home| {
-            let (unit, pid) = start(leader(Daemon::Deaf, Then::Sleep).timeout(Duration::from_secs(2)));
+            let (unit, pid) = start(leader(Descendant::Deaf, Then::Sleep).timeout(Duration::from_secs(2)));
             assert_eq!(unit.wait().unwrap_err().kind(), ErrorKind::TimedOut);
             eventually("the daemon lives", || !is_alive(pid));
             eventually("its cgroup stays", || home.below().is_empty());
-            let all = Daemon::ALL.map(|daemon| start(leader(daemon, Then::Sleep).shutdown_timeout(LONG / 3600)));
+            let all = Descendant::ALL.map(|daemon| start(leader(daemon, Then::Sleep).shutdown_timeout(LONG / 3600)));
             assert_eq!(home.below().len(), 3);
             offspring::shutdown();
             assert!(all.iter().all(|(_, pid)| !is_alive(*pid)) && mark().exists());
@@ -280,21 +245,21 @@ behaviour! { through EVERY;
 
     fn a_unit_that_ends_by_itself_leaves_them_alone() {
         good(spawn((), |()| at_home(|home| {
-            let (unit, pid) = start(leader(Daemon::Good, Then::Return).shutdown_timeout(LONG));
+            let (unit, pid) = start(leader(Descendant::Good, Then::Return).shutdown_timeout(LONG));
             unit.wait().unwrap();
             assert!(is_alive(pid));
             assert_eq!(home.below().len(), 1);
             end(pid);
             eventually("its cgroup stays", || home.below().is_empty());
             // One that goes on when there is nobody any more who would look.
-            let (unit, pid) = start(leader(Daemon::Good, Then::Return));
+            let (unit, pid) = start(leader(Descendant::Good, Then::Return));
             unit.wait().unwrap();
             offspring::shutdown();
             assert!(is_alive(pid));
             end(pid);
             assert_eq!(home.below().len(), 1);
             let left = home.below();
-            let (unit, _) = start(leader(Daemon::Good, Then::Sleep));
+            let (unit, _) = start(leader(Descendant::Good, Then::Sleep));
             assert!(home.below().len() == 1 && home.below() != left, "{left:?}");
             unit.shutdown().unwrap();
         })));
@@ -310,7 +275,7 @@ behaviour! { through EVERY;
                 if !self.0 {
                     return (0..2).for_each(|_| good(spawn((), |()| ())));
                 }
-                let (unit, pid) = start(leader(Daemon::Deaf, Then::Deaf).shutdown_timeout(LONG));
+                let (unit, pid) = start(leader(Descendant::Deaf, Then::Deaf).shutdown_timeout(LONG));
                 println!("{pid}");
                 // Its own units are not to have time for anything.
                 // SAFETY: sets a disposition.
@@ -365,14 +330,11 @@ behaviour! { through EVERY;
 
     fn it_is_not_taken_for_empty_when_there_is_no_descriptor_to_look() {
         good(spawn((), |()| at_home(|_| {
-            let (unit, pid) = start(leader(Daemon::Deaf, Then::Sleep).shutdown_timeout(SHORT));
+            let (unit, pid) = start(leader(Descendant::Deaf, Then::Sleep).shutdown_timeout(SHORT));
             let all = harness::take_all_descriptors();
             let process = unit.process().unwrap();
             process.begin_shutdown();
-            let end = Instant::now() + Duration::from_secs(60);
-            while process.is_alive() && Instant::now() < end {
-                std::thread::sleep(Duration::from_millis(1));
-            }
+            eventually("the unit lives", || !process.is_alive());
             drop(all);
             assert_eq!(unit.shutdown().unwrap(), None);
             assert!(!is_alive(pid));
@@ -385,7 +347,7 @@ behaviour! { through EVERY;
             good(spawn((), |()| is_as_without(None)));
             assert!(home.delegate(true));
             good(spawn((), |()| {
-                let (unit, pid) = start(leader(Daemon::Deaf, Then::Sleep));
+                let (unit, pid) = start(leader(Descendant::Deaf, Then::Sleep));
                 assert_eq!(unit.shutdown().unwrap(), None);
                 assert!(!is_alive(pid));
             }));
@@ -402,7 +364,7 @@ behaviour! { through EVERY;
             eventually("one is left", || home.below().is_empty());
             give("cgroup.procs", USER);
             good(spawn((), |()| if harness::become_user(USER) {
-                let (unit, pid) = start(leader(Daemon::Deaf, Then::Sleep));
+                let (unit, pid) = start(leader(Descendant::Deaf, Then::Sleep));
                 assert_eq!(unit.shutdown().unwrap(), None);
                 assert!(!is_alive(pid));
             }));
@@ -425,7 +387,7 @@ behaviour! { through EVERY;
                 assert_eq!(error.limit(), Some(limit), "{error}");
                 assert_eq!(error.death().unwrap().ended_by(), EndedBy::Limit(limit));
                 // Of somebody else's doing.
-                let (unit, _) = start(leader(Daemon::Good, Then::Sleep).limit_memory(256 * MIB));
+                let (unit, _) = start(leader(Descendant::Good, Then::Sleep).limit_memory(256 * MIB));
                 unit.process().unwrap().kill().unwrap();
                 assert_eq!(unit.wait().unwrap_err().death().unwrap().ended_by(), EndedBy::Other);
             }
@@ -444,11 +406,11 @@ behaviour! { through ["zygote", "spare"];
     fn the_zygote_ends_them_when_the_parent_dies() {
         good(spawn((), |()| at_home(|home| {
             for then in [Then::Sleep, Then::Deaf] {
-                let pid = die(Parent { daemon: Daemon::Deaf, then, grace: SHORT, takes_zygote: false });
+                let pid = die(Parent { daemon: Descendant::Deaf, then, grace: SHORT, takes_zygote: false });
                 eventually("the daemon lives", || !is_alive(pid));
                 eventually("its cgroup stays", || home.below().is_empty());
             }
-            let pid = die(Parent { daemon: Daemon::Slow, then: Then::Sleep, grace: LONG, takes_zygote: false });
+            let pid = die(Parent { daemon: Descendant::Slow, then: Then::Sleep, grace: LONG, takes_zygote: false });
             eventually("the daemon lives", || !is_alive(pid));
             eventually("its cgroup stays", || home.below().is_empty());
             std::fs::remove_file(mark()).unwrap();
@@ -457,13 +419,13 @@ behaviour! { through ["zygote", "spare"];
 
     fn what_parent_and_zygote_have_left_is_removed_by_the_next() {
         good(spawn((), |()| at_home(|home| {
-            let pid = die(Parent { daemon: Daemon::Deaf, then: Then::Sleep, grace: SHORT, takes_zygote: true });
+            let pid = die(Parent { daemon: Descendant::Deaf, then: Then::Sleep, grace: SHORT, takes_zygote: true });
             assert!(is_alive(pid));
             let left = home.below();
             assert_eq!(left.len(), 1);
             end(pid);
             eventually("the unit lives", || std::fs::read_to_string(left[0].join("cgroup.procs")).unwrap().is_empty());
-            let (unit, _) = start(leader(Daemon::Good, Then::Sleep));
+            let (unit, _) = start(leader(Descendant::Good, Then::Sleep));
             assert!(home.below().len() == 1 && home.below() != left, "{left:?}");
             unit.shutdown().unwrap();
         })));

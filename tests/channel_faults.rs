@@ -89,8 +89,14 @@ behaviour! { through ["auto"];
         let (sender, receiver) = channel::<u32>(1).unwrap();
         // SAFETY: flags of a descriptor that is open.
         unsafe { libc::fcntl(receiver.as_fd().as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
-        let waits = std::thread::spawn(move || receiver.recv().unwrap());
-        std::thread::sleep(Duration::from_millis(10));
+        let (tell, told) = std::sync::mpsc::channel();
+        let waits = std::thread::spawn(move || {
+            // SAFETY: gettid(2) has no conditions.
+            tell.send(unsafe { libc::gettid() }).unwrap();
+            receiver.recv().unwrap()
+        });
+        let thread = told.recv().unwrap() as u32;
+        eventually("it does not wait", || harness::state(thread) == Some('S'));
         sender.send(7).unwrap();
         assert_eq!(waits.join().unwrap(), 7);
     }

@@ -8,9 +8,9 @@ use std::io::{BufRead, BufReader, Read};
 use std::ops::ControlFlow;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
+use harness::descendant::Descendant;
 use harness::{eventually, is_alive};
 use offspring::{Builder, ErrorKind, Offspring, Stdio, Subprocess, SubprocessLoop};
 use serde::{Deserialize, Serialize};
@@ -21,56 +21,6 @@ const EVERY: [&str; 6] =
 const MAKERS: [&str; 4] = ["zygote", "spare", "zygote without cgroups", "spare without cgroups"];
 
 const LONG: Duration = Duration::from_secs(3600);
-
-/// A process that the unit starts. Each prints a byte when it is set up.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
-enum Descendant {
-    Good,
-    /// Ignores TERM.
-    Deaf,
-    /// Needs a while after TERM, and leaves a mark.
-    Slow,
-    /// Is always another, deaf to TERM, and the child of one that has ended.
-    Runaway,
-}
-
-impl Descendant {
-    const ALL: [Self; 3] = [Self::Good, Self::Deaf, Self::Slow];
-
-    // Nobody waits for it, for its parent is to end first.
-    #[allow(clippy::zombie_processes)]
-    fn start(self) -> u32 {
-        let script = match self {
-            Self::Good => "echo; exec sleep 3600",
-            Self::Deaf => "trap '' TERM; echo; exec sleep 3600",
-            Self::Runaway => return run_away(),
-            Self::Slow => "trap 'sleep 0.3; : >\"$MARK\"; exit' TERM; echo; while :; do sleep 0.01; done",
-        };
-        let mut child =
-            Command::new("sh").args(["-c", script]).stdout(std::process::Stdio::piped()).spawn().unwrap();
-        child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
-        child.id()
-    }
-}
-
-fn run_away() -> u32 {
-    // SAFETY: the unit has one thread, and its copies make system calls alone.
-    unsafe {
-        let pid = libc::fork();
-        if pid != 0 {
-            return pid as u32;
-        }
-        libc::signal(libc::SIGTERM, libc::SIG_IGN);
-        // Bounded, should nobody end it.
-        for _ in 0..60_000 {
-            libc::usleep(1000);
-            if libc::fork() > 0 {
-                libc::_exit(0);
-            }
-        }
-        libc::_exit(0)
-    }
-}
 
 /// What the unit does once it has told of its descendant.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]

@@ -5,6 +5,7 @@
 //! body starts inherits that variable, so that a process which outlived its parents is found by it.
 #![allow(dead_code, unsafe_code, unreachable_pub, unused_imports)]
 
+pub mod descendant;
 pub mod marks;
 mod surroundings;
 pub mod told;

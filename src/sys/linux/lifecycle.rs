@@ -57,11 +57,14 @@ pub(crate) fn may_step_back() -> bool {
             step_back();
             libc::_exit(0);
         }
+        if copy < 0 {
+            return false;
+        }
         let mut status = -1;
         while libc::waitpid(copy as c_int, &raw mut status, 0) < 0 && *libc::__errno_location() == libc::EINTR
         {
         }
-        copy > 0 && status == 0
+        status == 0
     }
 }
 
