@@ -12,6 +12,7 @@ use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use harness::eventually;
+use harness::ways::{WAYS, by_way};
 use offspring::{Receiver, RecvError, SendTimeoutError, Sender, SharedMemory, channel, current, spawn};
 
 /// Waits for a child that was forked off by hand.
@@ -30,18 +31,20 @@ impl Wake for Flag {
 
 behaviour! { through ["auto"];
     fn whoever_does_not_wait_gets_room_again_after_consumers_have_died() {
-        let (sender, receiver) = channel::<u32>(1).unwrap();
-        for round in 0..60_u64 {
-            let unit = spawn(receiver.clone(), |receiver: Receiver<u32>| receiver.into_iter().for_each(drop)).unwrap();
-            let end = std::time::Instant::now() + Duration::from_micros(1500 + round * 11);
-            while std::time::Instant::now() < end {
-                let _ = sender.try_send(1);
+        for way in WAYS {
+            let (sender, receiver) = by_way::<u32>(way, 1);
+            for round in 0..60_u64 {
+                let unit = spawn(receiver.clone(), |receiver: Receiver<u32>| receiver.into_iter().for_each(drop)).unwrap();
+                let end = std::time::Instant::now() + Duration::from_micros(1500 + round * 11);
+                while std::time::Instant::now() < end {
+                    let _ = sender.try_send(1);
+                }
+                unit.process().unwrap().kill().unwrap();
+                assert!(unit.wait().is_err());
+                while receiver.try_recv().is_ok() {}
+                eventually("it is empty, and full for ever", || sender.try_send(1).is_ok());
+                receiver.recv().unwrap();
             }
-            unit.process().unwrap().kill().unwrap();
-            assert!(unit.wait().is_err());
-            while receiver.try_recv().is_ok() {}
-            eventually("it is empty, and full for ever", || sender.try_send(1).is_ok());
-            receiver.recv().unwrap();
         }
     }
 
@@ -60,29 +63,31 @@ behaviour! { through ["auto"];
     }
 
     fn who_is_stopped_or_dies_while_he_waits_keeps_no_message_from_others() {
-        let (sender, receiver) = channel::<u32>(64).unwrap();
-        let (back, of_back) = channel::<u32>(64).unwrap();
-        let units: Vec<_> = (0..3).map(|_| spawn((receiver.clone(), back.clone()), |(receiver, back): (Receiver<u32>, Sender<u32>)| {
-            receiver.into_iter().for_each(|n| back.send(n).unwrap());
-        }).unwrap()).collect();
-        drop((receiver, back));
-        let pids: Vec<u32> = units.iter().map(|unit| unit.process().unwrap().id()).collect();
-        // All have begun, and wait: those who wait longest first.
-        (0..30).for_each(|n| sender.send(n).unwrap());
-        (0..30).for_each(|_| assert!(of_back.recv().unwrap() < 30));
-        eventually("somebody does not wait", || pids.iter().all(|pid| harness::state(*pid) == Some('S')));
-        for (n, signal) in [(0, libc::SIGSTOP), (1, libc::SIGKILL)] {
-            harness::kill(pids[n], signal);
-            eventually("it goes on", || matches!(harness::state(pids[n]), Some('T' | 'Z') | None));
+        for way in WAYS {
+            let (sender, receiver) = by_way::<u32>(way, 64);
+            let (back, of_back) = by_way::<u32>(way, 64);
+            let units: Vec<_> = (0..3).map(|_| spawn((receiver.clone(), back.clone()), |(receiver, back): (Receiver<u32>, Sender<u32>)| {
+                receiver.into_iter().for_each(|n| back.send(n).unwrap());
+            }).unwrap()).collect();
+            drop((receiver, back));
+            let pids: Vec<u32> = units.iter().map(|unit| unit.process().unwrap().id()).collect();
+            // All have begun, and wait: those who wait longest first.
+            (0..30).for_each(|n| sender.send(n).unwrap());
+            (0..30).for_each(|_| assert!(of_back.recv().unwrap() < 30));
+            eventually("somebody does not wait", || pids.iter().all(|pid| harness::state(*pid) == Some('S')));
+            for (n, signal) in [(0, libc::SIGSTOP), (1, libc::SIGKILL)] {
+                harness::kill(pids[n], signal);
+                eventually("it goes on", || matches!(harness::state(pids[n]), Some('T' | 'Z') | None));
+            }
+            (0..8).for_each(|n| sender.send(n).unwrap());
+            for n in 0..8 {
+                assert_eq!(of_back.recv_timeout(Duration::from_secs(60)).unwrap(), n);
+            }
+            drop(sender);
+            harness::kill(pids[0], libc::SIGCONT);
+            let ends: Vec<bool> = units.into_iter().map(|unit| unit.wait().is_ok()).collect();
+            assert_eq!(ends, [true, false, true]);
         }
-        (0..8).for_each(|n| sender.send(n).unwrap());
-        for n in 0..8 {
-            assert_eq!(of_back.recv_timeout(Duration::from_secs(60)).unwrap(), n);
-        }
-        drop(sender);
-        harness::kill(pids[0], libc::SIGCONT);
-        let ends: Vec<bool> = units.into_iter().map(|unit| unit.wait().is_ok()).collect();
-        assert_eq!(ends, [true, false, true]);
     }
 
     fn who_waits_does_so_also_if_somebody_has_set_its_socket_to_return_at_once() {
@@ -102,23 +107,25 @@ behaviour! { through ["auto"];
     }
 
     fn a_forked_copy_takes_nobodys_waker_away() {
-        let (sender, receiver) = channel::<u32>(1).unwrap();
-        let flag = Arc::new(Flag(AtomicBool::new(false)));
-        let mut waits = Box::pin(receiver.recv_async());
-        let waker = Waker::from(flag.clone());
-        assert!(waits.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
-        // SAFETY: the copy lets go of what it has copied, and ends.
-        let pid = unsafe { libc::fork() };
-        if pid == 0 {
+        for way in WAYS {
+            let (sender, receiver) = by_way::<u32>(way, 1);
+            let flag = Arc::new(Flag(AtomicBool::new(false)));
+            let mut waits = Box::pin(receiver.recv_async());
+            let waker = Waker::from(flag.clone());
+            assert!(waits.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+            // SAFETY: the copy lets go of what it has copied, and ends.
+            let pid = unsafe { libc::fork() };
+            if pid == 0 {
+                drop(waits);
+                // SAFETY: as above.
+                unsafe { libc::_exit(0) };
+            }
+            join(pid);
+            sender.send(7).unwrap();
+            eventually("its waker is not called", || flag.0.load(Ordering::SeqCst));
             drop(waits);
-            // SAFETY: as above.
-            unsafe { libc::_exit(0) };
+            assert_eq!(receiver.recv().unwrap(), 7);
         }
-        join(pid);
-        sender.send(7).unwrap();
-        eventually("its waker is not called", || flag.0.load(Ordering::SeqCst));
-        drop(waits);
-        assert_eq!(receiver.recv().unwrap(), 7);
     }
 
     fn a_lock_is_neither_on_its_way_nor_given_back_by_a_forked_copy() {
@@ -185,9 +192,12 @@ behaviour! { through ["auto"];
             drop(sender);
         });
         unit.unwrap().wait().unwrap();
+        // By memory, which is looked at first.
         sender.send(1).unwrap();
-        assert!(matches!(receiver.recv(), Err(RecvError::Failed(_))));
         assert_eq!(receiver.recv().unwrap(), 1);
+        assert!(matches!(receiver.recv(), Err(RecvError::Failed(_))));
+        sender.send(2).unwrap();
+        assert_eq!(receiver.recv().unwrap(), 2);
         drop(sender);
         assert!(matches!(receiver.recv(), Err(RecvError::Disconnected)));
     }

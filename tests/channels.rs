@@ -9,6 +9,7 @@ use std::io::Read;
 use std::time::{Duration, Instant};
 
 use harness::eventually;
+use harness::ways::{WAYS, by_way};
 use offspring::{
     Offspring, Receiver, RecvError, RecvTimeoutError, SendError, SendTimeoutError, Sender, SharedBytes,
     TryRecvError, TrySendError, channel, spawn,
@@ -57,20 +58,22 @@ fn check(received: &[Vec<Numbered>], producers: u32, count: u32) {
 
 behaviour! {
     fn from_a_unit_and_to_it() {
-        let (to, of_to) = channel::<u32>(4).unwrap();
-        let (back, of_back) = channel::<u32>(4).unwrap();
-        let unit = spawn((of_to, back), |(numbers, back): (Receiver<u32>, Sender<u32>)| {
-            for number in numbers {
-                back.send(2 * number).unwrap();
+        for way in WAYS {
+            let (to, of_to) = by_way::<u32>(way, 4);
+            let (back, of_back) = by_way::<u32>(way, 4);
+            let unit = spawn((of_to, back), |(numbers, back): (Receiver<u32>, Sender<u32>)| {
+                for number in numbers {
+                    back.send(2 * number).unwrap();
+                }
+            });
+            for n in 0..100 {
+                to.send(n).unwrap();
+                assert_eq!(of_back.recv().unwrap(), 2 * n);
             }
-        });
-        for n in 0..100 {
-            to.send(n).unwrap();
-            assert_eq!(of_back.recv().unwrap(), 2 * n);
+            drop(to);
+            assert!(matches!(of_back.recv(), Err(RecvError::Disconnected)));
+            unit.unwrap().wait().unwrap();
         }
-        drop(to);
-        assert!(matches!(of_back.recv(), Err(RecvError::Disconnected)));
-        unit.unwrap().wait().unwrap();
     }
 
     fn many_producers_and_many_consumers() {
@@ -118,40 +121,42 @@ behaviour! {
     }
 
     fn whoever_waits_is_told_when_the_last_other_end_dies() {
-        // A receiver whose sender is killed.
-        let (sender, receiver) = channel::<u32>(1).unwrap();
-        let unit = spawn(sender, |sender: Sender<u32>| {
-            sender.send(7).unwrap();
-            std::thread::sleep(Duration::from_secs(3600));
-            drop(sender);
-        });
-        let unit = unit.unwrap();
-        assert_eq!(receiver.recv().unwrap(), 7);
-        let process = unit.process().unwrap().clone();
-        std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| receiver.recv());
-            process.kill().unwrap();
-            assert!(matches!(waiting.join().unwrap(), Err(RecvError::Disconnected)));
-        });
-        assert!(unit.wait().is_err());
-        // A sender that waits for room, whose receiver is killed.
-        let (sender, receiver) = channel::<u32>(1).unwrap();
-        let (ready, is_ready) = channel::<()>(1).unwrap();
-        let unit = spawn((receiver, ready), |(receiver, ready): (Receiver<u32>, Sender<()>)| {
-            ready.send(()).unwrap();
-            std::thread::sleep(Duration::from_secs(3600));
-            drop(receiver);
-        });
-        let unit = unit.unwrap();
-        is_ready.recv().unwrap();
-        sender.send(1).unwrap();
-        let process = unit.process().unwrap().clone();
-        std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| sender.send(2));
-            process.kill().unwrap();
-            assert!(matches!(waiting.join().unwrap(), Err(SendError::Disconnected(2))));
-        });
-        assert!(unit.wait().is_err());
+        for way in WAYS {
+            // A receiver whose sender is killed.
+            let (sender, receiver) = by_way::<u32>(way, 1);
+            let unit = spawn(sender, |sender: Sender<u32>| {
+                sender.send(7).unwrap();
+                std::thread::sleep(Duration::from_secs(3600));
+                drop(sender);
+            });
+            let unit = unit.unwrap();
+            assert_eq!(receiver.recv().unwrap(), 7);
+            let process = unit.process().unwrap().clone();
+            std::thread::scope(|scope| {
+                let waiting = scope.spawn(|| receiver.recv());
+                process.kill().unwrap();
+                assert!(matches!(waiting.join().unwrap(), Err(RecvError::Disconnected)));
+            });
+            assert!(unit.wait().is_err());
+            // A sender that waits for room, whose receiver is killed.
+            let (sender, receiver) = by_way::<u32>(way, 1);
+            let (ready, is_ready) = channel::<()>(1).unwrap();
+            let unit = spawn((receiver, ready), |(receiver, ready): (Receiver<u32>, Sender<()>)| {
+                ready.send(()).unwrap();
+                std::thread::sleep(Duration::from_secs(3600));
+                drop(receiver);
+            });
+            let unit = unit.unwrap();
+            is_ready.recv().unwrap();
+            sender.send(1).unwrap();
+            let process = unit.process().unwrap().clone();
+            std::thread::scope(|scope| {
+                let waiting = scope.spawn(|| sender.send(2));
+                process.kill().unwrap();
+                assert!(matches!(waiting.join().unwrap(), Err(SendError::Disconnected(2))));
+            });
+            assert!(unit.wait().is_err());
+        }
     }
 
     fn producers_that_are_killed_lose_their_own_and_keep_nobody_waiting() {
@@ -180,79 +185,87 @@ behaviour! {
     }
 
     fn consumers_that_are_killed_lose_one_message_each_at_most() {
-        let (sender, receiver) = channel::<Numbered>(3).unwrap();
-        let (told, heard) = channel::<Numbered>(100_000).unwrap();
-        const COUNT: u32 = 3000;
-        let pass = |(receiver, told): (Receiver<Numbered>, Sender<Numbered>)| {
-            for message in receiver {
-                told.send(message).unwrap();
+        for way in WAYS {
+            let (sender, receiver) = by_way::<Numbered>(way, 3);
+            let (told, heard) = by_way::<Numbered>(way, 100_000);
+            const COUNT: u32 = 3000;
+            let pass = |(receiver, told): (Receiver<Numbered>, Sender<Numbered>)| {
+                for message in receiver {
+                    told.send(message).unwrap();
+                }
+            };
+            let producer = spawn((0, COUNT, sender), produce).unwrap();
+            let reader = std::thread::spawn(move || heard.iter().count());
+            let mut killed = 0;
+            for round in 0..10_u64 {
+                let victim = spawn((receiver.clone(), told.clone()), pass).unwrap();
+                std::thread::sleep(Duration::from_micros(500 + round * 97));
+                victim.process().unwrap().kill().unwrap();
+                killed += usize::from(victim.wait().is_err());
             }
-        };
-        let producer = spawn((0, COUNT, sender), produce).unwrap();
-        let reader = std::thread::spawn(move || heard.iter().count());
-        let mut killed = 0;
-        for round in 0..10_u64 {
-            let victim = spawn((receiver.clone(), told.clone()), pass).unwrap();
-            std::thread::sleep(Duration::from_micros(500 + round * 97));
-            victim.process().unwrap().kill().unwrap();
-            killed += usize::from(victim.wait().is_err());
+            let last = spawn((receiver, told), pass).unwrap();
+            producer.wait().unwrap();
+            last.wait().unwrap();
+            let came = reader.join().unwrap();
+            assert!(came <= COUNT as usize && came + killed >= COUNT as usize, "{came} of {COUNT}, {killed} killed");
         }
-        let last = spawn((receiver, told), pass).unwrap();
-        producer.wait().unwrap();
-        last.wait().unwrap();
-        let came = reader.join().unwrap();
-        assert!(came <= COUNT as usize && came + killed >= COUNT as usize, "{came} of {COUNT}, {killed} killed");
     }
 }
 
 behaviour! { through ["auto"];
     fn the_bound_is_exact_while_nobody_dies() {
-        for bound in [1, 2, 3, 100] {
-            let (sender, receiver) = channel::<usize>(bound).unwrap();
-            for round in 0..3 {
-                (0..bound).for_each(|n| sender.try_send(n).unwrap());
-                assert!(matches!(sender.try_send(9), Err(TrySendError::Full(9))), "{bound}, {round}");
-                let error = sender.clone().send_timeout(9, Duration::from_millis(1)).unwrap_err();
-                assert!(matches!(error, SendTimeoutError::Timeout(9)));
-                assert_eq!(receiver.recv().unwrap(), 0);
-                sender.try_send(bound).unwrap();
-                assert!(sender.try_send(9).is_err());
-                assert_eq!(receiver.try_iter().collect::<Vec<_>>(), (1..=bound).collect::<Vec<_>>());
+        for way in WAYS {
+            for bound in [1, 2, 3, 100] {
+                let (sender, receiver) = by_way::<usize>(way, bound);
+                for round in 0..3 {
+                    (0..bound).for_each(|n| sender.try_send(n).unwrap());
+                    assert!(matches!(sender.try_send(9), Err(TrySendError::Full(9))), "{bound}, {round}");
+                    let error = sender.clone().send_timeout(9, Duration::from_millis(1)).unwrap_err();
+                    assert!(matches!(error, SendTimeoutError::Timeout(9)));
+                    assert_eq!(receiver.recv().unwrap(), 0);
+                    sender.try_send(bound).unwrap();
+                    assert!(sender.try_send(9).is_err());
+                    assert_eq!(receiver.try_iter().collect::<Vec<_>>(), (1..=bound).collect::<Vec<_>>());
+                }
+                assert!(matches!(receiver.try_recv(), Err(TryRecvError::Empty)));
+                let began = Instant::now();
+                assert!(matches!(receiver.recv_timeout(Duration::from_millis(20)), Err(RecvTimeoutError::Timeout)));
+                assert!(began.elapsed() >= Duration::from_millis(20));
             }
-            assert!(matches!(receiver.try_recv(), Err(TryRecvError::Empty)));
-            let began = Instant::now();
-            assert!(matches!(receiver.recv_timeout(Duration::from_millis(20)), Err(RecvTimeoutError::Timeout)));
-            assert!(began.elapsed() >= Duration::from_millis(20));
+            assert_eq!(channel::<u8>(0).unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
         }
-        assert_eq!(channel::<u8>(0).unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
     }
 
     fn many_threads_of_one_process_share_the_ends() {
-        let (sender, receiver) = channel::<Numbered>(2).unwrap();
-        let received: Vec<Vec<Numbered>> = std::thread::scope(|scope| {
-            let consumers: Vec<_> = (0..4).map(|_| {
-                let receiver = receiver.clone();
-                scope.spawn(move || consume(receiver))
-            }).collect();
-            for who in 0..4 {
-                let sender = sender.clone();
-                scope.spawn(move || produce((who, 500, sender)));
-            }
-            drop((sender, receiver));
-            consumers.into_iter().map(|consumer| consumer.join().unwrap()).collect()
-        });
-        check(&received, 4, 500);
+        for way in WAYS {
+            let (sender, receiver) = by_way::<Numbered>(way, 2);
+            let received: Vec<Vec<Numbered>> = std::thread::scope(|scope| {
+                let consumers: Vec<_> = (0..4).map(|_| {
+                    let receiver = receiver.clone();
+                    scope.spawn(move || consume(receiver))
+                }).collect();
+                for who in 0..4 {
+                    let sender = sender.clone();
+                    scope.spawn(move || produce((who, 500, sender)));
+                }
+                drop((sender, receiver));
+                consumers.into_iter().map(|consumer| consumer.join().unwrap()).collect()
+            });
+            check(&received, 4, 500);
+        }
     }
 
     fn what_was_sent_before_the_end_is_received() {
-        let (sender, receiver) = channel(3).unwrap();
-        sender.send("one".to_owned()).unwrap();
-        sender.send("two".to_owned()).unwrap();
-        drop(sender);
-        assert_eq!(receiver.recv().unwrap(), "one");
-        assert_eq!(receiver.try_recv().unwrap(), "two");
-        assert!(matches!(receiver.try_recv(), Err(TryRecvError::Disconnected)));
-        assert!(matches!(receiver.recv_timeout(Duration::MAX), Err(RecvTimeoutError::Disconnected)));
+        for way in WAYS {
+            let (sender, receiver) = by_way(way, 3);
+            sender.send("one".to_owned()).unwrap();
+            sender.send("two".to_owned()).unwrap();
+            drop(sender);
+            assert_eq!(receiver.recv().unwrap(), "one");
+            assert_eq!(receiver.try_recv().unwrap(), "two");
+            assert!(matches!(receiver.try_recv(), Err(TryRecvError::Disconnected)));
+            assert!(matches!(receiver.recv_timeout(Duration::MAX), Err(RecvTimeoutError::Disconnected)));
+        }
     }
 
     fn a_message_that_cannot_be_is_an_error_and_the_next_goes_on() {

@@ -1,9 +1,12 @@
 //! Channels between processes.
 
+mod bell;
+mod end;
 mod errors;
 mod gate;
 mod reactor;
 mod receiver;
+mod ring;
 mod sender;
 
 use std::io;
@@ -16,13 +19,13 @@ pub use sender::Sender;
 pub(crate) use reactor::shutdown;
 
 use crate::sys::io as sysio;
-use gate::Gate;
+use end::End;
 
 /// A channel whose ends may be in different processes.
 ///
 /// Both ends can be cloned, and cross to units, in their results, and through other channels: many may send and many receive, in any mix of
 /// processes. A message is received once. Those of one sender arrive in their order. `bound` is how many wait at most (at
-/// least one); then [`send`](Sender::send) waits for room. Fewer do if they fill the kernel's buffer: by default some 500 small messages (`net.core.wmem_max`).
+/// least one); then [`send`](Sender::send) waits for room. Fewer do if they fill the memory that they wait in.
 ///
 /// Messages may be of any size, and carry whatever else crosses: [descriptors](crate::fd), [`SharedBytes`](crate::SharedBytes), other channels.
 ///
@@ -58,16 +61,23 @@ use gate::Gate;
 /// whoever waits is told at once. What was sent before is received. An end that is on its way (in a unit that was not started, in
 /// a message that nobody has received) is there. So is one in a process that was forked off by code that knows nothing of this.
 ///
+/// # How messages go
+/// Small ones go by memory that all ends have in common, without a system call where nobody sleeps: 64 KiB of it, up to 256 KiB for a large
+/// bound, a quarter of it for one message. That ends for good when a second process sends while the first that has done so keeps its end (or is
+/// dead), when a message is larger or has descriptors, or when a [`Receiver`] is asked for its descriptor. From then on all go by a socket, which
+/// costs a system call for each at either end, and by default has room for some 500 small ones (`net.core.wmem_max`). The order stays.
+///
 /// # Death
-/// A process that dies in the middle of a send or a receive loses that one message, and keeps nobody waiting: a message is in the kernel's queue
-/// as a whole or not at all. It may leave the count of those that wait wrong, by one: then there is room for one less, until the queue
+/// A process that dies in the middle of a send or a receive loses that one message, and keeps nobody waiting: a message is there
+/// as a whole or not at all. In the socket it may leave the count of those that wait wrong, by one: then there is room for one less, until the queue
 /// has been empty, and nobody has sent or received, for a tenth of a second in which somebody has tried to.
 ///
-/// A process that means no good and has an end takes what it likes, and can leave others waiting for room. By its flags alone it keeps nobody waiting who
-/// does not want to; but whoever has the same end can hold it up in the kernel, by receiving into memory that never comes, say.
+/// A process that means no good and has an end takes what it likes, can leave others waiting for room, and can keep who waits for a message busy. By
+/// its flags alone it keeps nobody waiting who does not want to; but whoever has the same end can hold it up in the kernel, by receiving into memory
+/// that never comes, say.
 ///
 /// # Errors
-/// `InvalidInput` for a bound of 0; too many open files: an end takes three. `Unsupported` elsewhere than on Linux.
+/// `InvalidInput` for a bound of 0; too many open files: an end takes four. `Unsupported` elsewhere than on Linux.
 pub fn channel<T>(bound: usize) -> io::Result<(Sender<T>, Receiver<T>)> {
     let bound = u32::try_from(bound).unwrap_or(u32::MAX);
     if bound == 0 {
@@ -75,24 +85,13 @@ pub fn channel<T>(bound: usize) -> io::Result<(Sender<T>, Receiver<T>)> {
     }
     let (sending, receiving) = sysio::packet_line()?;
     sysio::make_room(&sending, u64::from(bound).saturating_mul(MESSAGE));
-    let gate = Gate::new(bound)?;
-    let other = gate.try_clone()?;
-    Ok((
-        Sender::new(Arc::new(End { socket: sending, gate })),
-        Receiver::new(Arc::new(End { socket: receiving, gate: other })),
-    ))
+    let end = End::new(sending, bound)?;
+    let other = end.other(receiving)?;
+    Ok((Sender::new(Arc::new(end)), Receiver::new(Arc::new(other))))
 }
 
 /// What the kernel's buffer counts for a small message, generously.
 const MESSAGE: u64 = 1024;
-
-/// An end of a channel.
-#[derive(Debug)]
-struct End {
-    /// Packets: each is a message.
-    socket: sysio::OwnedFd,
-    gate: Gate,
-}
 
 /// Messages of more bytes go by memory.
 const SMALL: usize = 32 << 10;

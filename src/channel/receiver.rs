@@ -12,9 +12,11 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::bell::Waiting;
+use super::end::End;
 use super::reactor::Registration;
-use super::{AGAIN, BAG, ELSEWHERE, End, RecvError, RecvTimeoutError, SMALL, Stop, TryRecvError, Wanted};
-use crate::fd::{Arrived, Leaving};
+use super::ring::Popped;
+use super::{AGAIN, BAG, ELSEWHERE, RecvError, RecvTimeoutError, SMALL, Stop, TryRecvError, Wanted};
 use crate::sys::io::{self as sysio, AsFd, Sign};
 use crate::sys::memory::Mapping;
 use crate::wire::crossing;
@@ -58,7 +60,7 @@ impl<T: DeserializeOwned> Receiver<T> {
     /// # Errors
     /// As there; and [`Empty`](TryRecvError::Empty).
     pub fn try_recv(&self) -> Result<T, TryRecvError> {
-        Ok(self.end.receive(false)?)
+        Ok(self.end.receive(Look::Now)?)
     }
 
     /// As [`recv`](Self::recv), but waits for so long at most.
@@ -97,25 +99,42 @@ impl<T: DeserializeOwned> Receiver<T> {
     }
 
     fn recv_until(&self, deadline: Option<Instant>) -> Result<T, Stop> {
+        let end = &*self.end;
+        let mut look = Look::Ring;
         loop {
             // In the receive itself: one call in the place of three, and each message wakes one of those who wait so. Not if the count
             // speaks of messages, which may be wrong.
-            let waits = deadline.is_none() && !self.end.gate.is_counted();
-            match self.end.receive(waits) {
-                Err(stop @ Stop::Wait(_)) => {
-                    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-                    if left.is_some_and(|left| left.is_zero()) {
-                        return Err(stop);
-                    }
-                    // If the count speaks of messages that are not there, that is looked at again.
-                    let again = self.end.gate.is_counted().then_some(AGAIN);
-                    let time = left.into_iter().chain(again).min();
-                    sysio::wait_for(&[(self.end.socket.as_fd(), Sign::Readable)], time);
-                }
-                done => return done,
+            if deadline.is_none() && end.ring.is_closed() && !end.gate.is_counted() {
+                look = Look::Wait;
             }
+            let received = end.receive(look);
+            if look == Look::Told {
+                end.found(&received);
+            }
+            let stop = match received {
+                Err(stop @ Stop::Wait(_)) => stop,
+                done => return done,
+            };
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) && look == Look::Now {
+                return Err(stop);
+            }
+            look = end.wait_for_message(left);
         }
     }
+}
+
+/// What is looked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// A message in the ring; one in the socket only if there can be none in the ring.
+    Ring,
+    /// The same, as somebody has said that there is one.
+    Told,
+    /// A message, or the end.
+    Now,
+    /// The same; if there is none in the socket, it is waited for, if the socket does.
+    Wait,
 }
 
 thread_local! {
@@ -124,15 +143,43 @@ thread_local! {
 }
 
 impl End {
-    /// The next message; `waits` for one, if its socket does.
-    fn receive<T: DeserializeOwned>(&self, waits: bool) -> Result<T, Stop> {
+    /// The next message.
+    fn receive<T: DeserializeOwned>(&self, look: Look) -> Result<T, Stop> {
         // (When the thread ends there is none any more.)
         let mut buffer = BUFFER.try_with(Cell::take).unwrap_or_default();
         // A byte more than there can be, so that what is cut off shows.
-        buffer.resize(SMALL + 2, 0);
-        let receive = if waits { sysio::await_with } else { sysio::receive_with };
-        let received = receive(&self.socket, &mut buffer);
-        let is_over = || sysio::wait_for(&[(self.socket.as_fd(), Sign::End)], Some(Duration::ZERO));
+        buffer.resize(self.ring.most().max(SMALL + 2), 0);
+        let result = match self.ring.pop(&mut buffer) {
+            Popped::Message(length) => self.take(&buffer[..length]),
+            Popped::Closed => {
+                self.is_emptied();
+                self.hear(&mut buffer, look)
+            }
+            Popped::Empty
+                if matches!(look, Look::Ring | Look::Told) || !sysio::is_readable(&self.socket, 0) =>
+            {
+                Err(Stop::Wait(Wanted::Message))
+            }
+            // It has been closed meanwhile, or all senders are gone; whatever they have put in before can be seen now.
+            Popped::Empty => match self.ring.pop(&mut buffer) {
+                Popped::Message(length) => self.take(&buffer[..length]),
+                _ => self.hear(&mut buffer, Look::Now),
+            },
+        };
+        let _ = BUFFER.try_with(|kept| kept.set(buffer));
+        result
+    }
+
+    /// What has come out of the ring.
+    fn take<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, Stop> {
+        self.gate.tell();
+        crossing::unpack(bytes, None).map_err(|error| Stop::Failed(io::Error::other(error)))
+    }
+
+    /// What is in the socket.
+    fn hear<T: DeserializeOwned>(&self, buffer: &mut [u8], look: Look) -> Result<T, Stop> {
+        let receive = if look == Look::Wait { sysio::await_with } else { sysio::receive_with };
+        let received = receive(&self.socket, buffer);
         let no_message = || Stop::Failed(io::Error::other("it is no message"));
         let received = received.map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => {
@@ -142,18 +189,50 @@ impl End {
             // Said once, when the last sender has gone and something that he did not read was sent to him. What he sent before comes after.
             io::ErrorKind::ConnectionReset => no_message(),
             _ => Stop::Failed(error),
-        });
-        let result = received.and_then(|received| match buffer[..received.count] {
+        })?;
+        match buffer[..received.count] {
+            // The last may have put something into the ring before it went.
+            [] if self.is_over() => match self.ring.pop(buffer) {
+                Popped::Message(length) => self.take(&buffer[..length]),
+                _ => Err(Stop::Disconnected),
+            },
             // Of somebody who means no good, or of nobody.
-            [] => Err(if is_over() { Stop::Disconnected } else { no_message() }),
+            [] => Err(no_message()),
             [tag, ref body @ ..] => {
                 self.gate.leave();
                 let mut descriptors = received.descriptors.into_iter().flatten();
                 unpack(tag, body, &mut descriptors).map_err(Stop::Failed)
             }
-        });
-        let _ = BUFFER.try_with(|kept| kept.set(buffer));
-        result
+        }
+    }
+
+    /// What somebody has found who was told that there is something.
+    fn found<T>(&self, received: &Result<T, Stop>) {
+        if self.bell.is_in_vain(!matches!(received, Err(Stop::Wait(_)))) {
+            // The kernel wakes one for each message.
+            self.ring.close();
+        }
+    }
+
+    /// Until there may be a message, nobody can send any more, or so long; where to look then.
+    fn wait_for_message(&self, time: Option<Duration>) -> Look {
+        let waiting = self.bell.wait();
+        if self.ring.is_closed() {
+            drop(waiting);
+            // If the count speaks of messages that are not there, that is looked at again.
+            let again = self.gate.is_counted().then_some(AGAIN);
+            sysio::wait_for(&[(self.socket.as_fd(), Sign::Readable)], time.into_iter().chain(again).min());
+            return Look::Now;
+        }
+        if self.ring.has_news() {
+            return Look::Ring;
+        }
+        let ready = sysio::wait_any(&[self.bell.tokens.as_fd(), self.socket.as_fd()], false, time);
+        if ready[0] {
+            return if waiting.told() { Look::Told } else { Look::Ring };
+        }
+        // Also at the end of the time.
+        Look::Now
     }
 }
 
@@ -179,7 +258,7 @@ fn unpack<T: DeserializeOwned>(
 /// A message that is to be received.
 struct Receiving<'a, T> {
     receiver: &'a Receiver<T>,
-    wait: Option<Registration>,
+    wait: Option<(Waiting<'a>, [Registration; 2])>,
 }
 
 impl<T: DeserializeOwned> Future for Receiving<'_, T> {
@@ -187,16 +266,27 @@ impl<T: DeserializeOwned> Future for Receiving<'_, T> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        this.wait = None;
-        let end = &this.receiver.end;
-        let first = end.receive(false);
-        let Err(Stop::Wait(_)) = first else { return Poll::Ready(first.map_err(RecvError::from)) };
-        match Registration::new(&end.socket, Sign::Readable, None, context.waker()) {
-            // Whatever has come meanwhile, it is told of.
-            Ok(wait) => this.wait = Some(wait),
-            Err(stop) => return Poll::Ready(Err(stop.into())),
+        let end = &*this.receiver.end;
+        let is_told = this.wait.take().is_some_and(|(waiting, _)| waiting.told());
+        let mut step = || {
+            let first = end.receive(Look::Now);
+            if is_told {
+                end.found(&first);
+            }
+            let Err(Stop::Wait(_)) = first else { return first };
+            // First the wish, then a second look: of whatever comes after that, it is told.
+            let waiting = end.bell.wait();
+            let register = |descriptor| Registration::new(descriptor, Sign::Readable, None, context.waker());
+            this.wait = Some((waiting, [register(&end.bell.tokens)?, register(&end.socket)?]));
+            end.receive(Look::Now)
+        };
+        match step() {
+            Err(Stop::Wait(_)) => Poll::Pending,
+            done => {
+                this.wait = None;
+                Poll::Ready(done.map_err(RecvError::from))
+            }
         }
-        Poll::Pending
     }
 }
 
@@ -289,21 +379,22 @@ impl<T> fmt::Debug for Receiver<T> {
 
 #[cfg(unix)]
 impl<T> AsFd for Receiver<T> {
-    /// Readable when a message is there, or nobody can send any more.
+    /// Readable when a message is there, or nobody can send any more; there may be none all the same. Small messages go by the kernel from the first
+    /// time on that this is asked for: it would not know of them, and tell nobody. (Without a descriptor to be had for it, those that were sent
+    /// before do not show.)
     fn as_fd(&self) -> sysio::BorrowedFd<'_> {
-        self.end.socket.as_fd()
+        self.end.watched().as_fd()
     }
 }
 
 impl<T> Serialize for Receiver<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        (Leaving(self.end.socket.as_fd()), &self.end.gate).serialize(serializer)
+        self.end.serialize(serializer)
     }
 }
 
 impl<'de, T> Deserialize<'de> for Receiver<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (Arrived(socket), gate) = Deserialize::deserialize(deserializer)?;
-        Ok(Self::new(Arc::new(End { socket, gate })))
+        End::deserialize(deserializer).map(|end| Self::new(Arc::new(end)))
     }
 }

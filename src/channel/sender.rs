@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::end::End;
 use super::reactor::Registration;
-use super::{AGAIN, BAG, ELSEWHERE, End, SMALL, SendError, SendTimeoutError, Stop, TrySendError, Wanted};
-use crate::fd::{Arrived, Leaving};
+use super::ring::Pushed;
+use super::{AGAIN, BAG, ELSEWHERE, SMALL, SendError, SendTimeoutError, Stop, TrySendError, Wanted};
 use crate::sys::io::{self as sysio, AsFd, BorrowedFd, OwnedFd, Sign};
 use crate::sys::memory;
 use crate::wire::crossing::{self, Packed};
@@ -77,20 +78,25 @@ impl<T: Serialize> Sender<T> {
 
     fn send_until(&self, message: &T, deadline: Option<Instant>) -> Result<(), Stop> {
         let message = Message::pack(message)?;
-        let mut has_waited = false;
+        let (mut has_waited, mut has_asked) = (false, false);
         loop {
             match self.end.send(&message) {
                 Ok(()) if has_waited => {
-                    self.end.gate.pass_on();
+                    self.end.pass_on();
                     return Ok(());
+                }
+                // Whatever is made from now on, we are told of; some may have been made before.
+                Err(Stop::Wait(Wanted::Place)) if !has_asked => {
+                    self.end.ask_for_room();
+                    (has_waited, has_asked) = (true, true);
                 }
                 Err(Stop::Wait(wanted)) => {
                     let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
                     if left.is_some_and(|left| left.is_zero()) {
                         return Err(Stop::Wait(wanted));
                     }
-                    has_waited |= wanted == Wanted::Place;
                     self.end.wait_for_room(wanted, left);
+                    has_asked = false;
                 }
                 done => return done,
             }
@@ -122,16 +128,47 @@ impl Message {
         packet.extend((bytes.len() as u64).to_le_bytes());
         Ok(Self { packet, memory: Some(memory), bag })
     }
+
+    /// What goes where there is no room for descriptors.
+    fn plain(&self) -> Option<&[u8]> {
+        let is_plain = self.memory.is_none() && self.bag.is_none();
+        is_plain.then(|| &self.packet[1..])
+    }
 }
 
 impl End {
     /// Sends it if there is room.
     fn send(&self, message: &Message) -> Result<(), Stop> {
+        let no_place = || {
+            // Of what fills it nobody may know yet, if its sender has died before he could say so.
+            self.bell.ring(false);
+            // For ever there is none where nobody receives any more.
+            Err(if self.is_over() { Stop::Disconnected } else { Stop::Wait(Wanted::Place) })
+        };
+        match message.plain().filter(|bytes| bytes.len() <= self.ring.most()) {
+            Some(bytes) => {
+                let mut has_room = false;
+                let look = || {
+                    let is_over;
+                    (is_over, has_room) = sysio::look_at(&self.socket, &self.bell.tokens);
+                    is_over
+                };
+                match self.ring.push(bytes, self.gate.bound, look) {
+                    Pushed::Done => {
+                        self.bell.ring(has_room);
+                        return Ok(());
+                    }
+                    Pushed::Full => return no_place(),
+                    Pushed::Over => return Err(Stop::Disconnected),
+                    Pushed::Closed => {}
+                }
+            }
+            None => self.ring.close(),
+        }
+        let others = self.ring.count();
         let is_empty = || sysio::is_all_received(&self.socket);
-        if !(self.gate.enter() || self.gate.suspect(is_empty()) && self.gate.enter()) {
-            // Where nobody receives any more there will never be room.
-            let is_over = sysio::wait_for(&[(self.socket.as_fd(), Sign::End)], Some(Duration::ZERO));
-            return Err(if is_over { Stop::Disconnected } else { Stop::Wait(Wanted::Place) });
+        if !(self.gate.enter(others) || self.gate.suspect(is_empty()) && self.gate.enter(others)) {
+            return no_place();
         }
         let descriptors = [&message.memory, &message.bag];
         let descriptors: Vec<BorrowedFd<'_>> = descriptors.into_iter().flatten().map(AsFd::as_fd).collect();
@@ -156,31 +193,28 @@ impl End {
         })
     }
 
-    /// Until there may be room, nobody can receive any more, or so long.
-    fn wait_for_room(&self, wanted: Wanted, time: Option<Duration>) {
-        let time = Some(time.map_or(AGAIN, |time| time.min(AGAIN)));
-        match wanted {
-            // The kernel tells of it when a quarter is used at most, but there is room for this one before.
-            Wanted::Buffer => {
-                sysio::wait_for(&[(self.socket.as_fd(), Sign::Writable)], time);
-                return;
-            }
-            Wanted::Pause => {
-                let time = time.map(|time| time.min(PAUSE));
-                sysio::wait_for(&[(self.socket.as_fd(), Sign::End)], time);
-                return;
-            }
-            Wanted::Place | Wanted::Message => {}
-        }
+    /// Whatever room is made from now on, the caller is told of.
+    fn ask_for_room(&self) {
         self.gate.hear();
         self.gate.want();
-        if self.gate.enter() {
-            // It was made before anybody knew that we want it.
-            self.gate.leave();
-            return;
-        }
-        let signs = [(self.gate.room.as_fd(), Sign::Readable), (self.socket.as_fd(), Sign::End)];
-        sysio::wait_for(&signs, time);
+    }
+
+    /// The caller has been told of room, and has taken some.
+    fn pass_on(&self) {
+        self.gate.pass_on(self.ring.count());
+    }
+
+    /// Until there may be room (of that which was asked for), nobody can receive any more, or so long.
+    fn wait_for_room(&self, wanted: Wanted, time: Option<Duration>) {
+        let time = time.map_or(AGAIN, |time| time.min(AGAIN));
+        let over = (self.socket.as_fd(), Sign::End);
+        let (signs, time) = match wanted {
+            // The kernel tells of it when a quarter is used at most, but there is room for this one before.
+            Wanted::Buffer => (vec![(self.socket.as_fd(), Sign::Writable)], time),
+            Wanted::Pause => (vec![over], time.min(PAUSE)),
+            Wanted::Place | Wanted::Message => (vec![(self.gate.room.as_fd(), Sign::Readable), over], time),
+        };
+        sysio::wait_for(&signs, Some(time));
     }
 }
 
@@ -219,7 +253,7 @@ impl<T: Serialize> Future for Sending<'_, T> {
                     Err(Stop::Wait(wanted)) => wanted,
                     done => {
                         if has_waited && done.is_ok() {
-                            end.gate.pass_on();
+                            end.pass_on();
                         }
                         return done;
                     }
@@ -230,8 +264,7 @@ impl<T: Serialize> Future for Sending<'_, T> {
                 // First the wish, then a second look.
                 this.waits = match wanted {
                     Wanted::Place => {
-                        end.gate.hear();
-                        end.gate.want();
+                        end.ask_for_room();
                         vec![
                             Registration::new(&end.gate.room, Sign::Readable, Some(AGAIN), context.waker())?,
                             Registration::new(&end.socket, Sign::End, None, context.waker())?,
@@ -271,13 +304,45 @@ impl<T> fmt::Debug for Sender<T> {
 
 impl<T> Serialize for Sender<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        (Leaving(self.end.socket.as_fd()), &self.end.gate).serialize(serializer)
+        self.end.serialize(serializer)
     }
 }
 
 impl<'de, T> Deserialize<'de> for Sender<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (Arrived(socket), gate) = Deserialize::deserialize(deserializer)?;
-        Ok(Self::new(Arc::new(End { socket, gate })))
+        End::deserialize(deserializer).map(|end| Self::new(Arc::new(end)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_that_its_sender_could_not_tell_of_keeps_nobody_waiting() {
+        for bound in [1, 2] {
+            let (dead, receiver) = crate::channel::<u8>(bound).unwrap();
+            let socket = sysio::duplicate(&dead.end.socket).unwrap();
+            let sender = Sender::<u8>::new(Arc::new(dead.end.other(socket).unwrap()));
+            let receives = std::thread::spawn(move || receiver.into_iter().collect::<Vec<u8>>());
+            while !dead.end.bell.has_waiting() {
+                std::thread::yield_now();
+            }
+            // As far as one got that was killed here.
+            assert_eq!(dead.end.ring.push(&[1], bound as u32, || false), Pushed::Done);
+            sender.send_timeout(2, Duration::from_secs(60)).unwrap();
+            sender.send_timeout(3, Duration::from_secs(60)).unwrap();
+            drop((dead, sender));
+            assert_eq!(receives.join().unwrap(), [1, 2, 3]);
+        }
+    }
+    #[test]
+    fn tokens_for_those_who_have_died_are_not_taken_for_ever() {
+        let (sender, receiver) = crate::channel::<u8>(2).unwrap();
+        sysio::add(&sender.end.bell.tokens, u32::MAX);
+        assert!(receiver.recv_timeout(Duration::from_millis(1)).is_err());
+        assert!(sender.end.ring.is_closed());
+        sender.send(1).unwrap();
+        assert_eq!(receiver.recv().unwrap(), 1);
     }
 }

@@ -9,6 +9,7 @@ pub mod descendant;
 pub mod marks;
 mod surroundings;
 pub mod told;
+pub mod ways;
 
 pub mod words;
 

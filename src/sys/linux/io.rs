@@ -10,8 +10,8 @@ use std::time::Duration;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 
-pub(crate) use super::counter::{add, counter, take_all};
-pub(crate) use super::poller::{BATCH, BELL, Poller};
+pub(crate) use super::counter::{add, add_unasked, counter, semaphore, take};
+pub(crate) use super::poller::{BATCH, BELL, Poller, any_of};
 
 /// The same file at a descriptor above the standard streams.
 pub(crate) fn above_stdio(fd: OwnedFd) -> io::Result<OwnedFd> {
@@ -227,6 +227,14 @@ pub(crate) fn wait_for(signs: &[(BorrowedFd<'_>, Sign)], time: Option<Duration>)
         tv_nsec: time.subsec_nanos() as _,
     });
     poll(&mut all, time.as_ref()).is_ok_and(|ready| ready > 0)
+}
+
+/// Whether the other end of a line is gone, and whether a counter has room for more: both in one call.
+pub(crate) fn look_at(line: &OwnedFd, counter: &OwnedFd) -> (bool, bool) {
+    use rustix::event::{PollFd, PollFlags, poll};
+    let mut both = [PollFd::new(line, PollFlags::empty()), PollFd::new(counter, PollFlags::OUT)];
+    let _ = poll(&mut both, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 }));
+    (!both[0].revents().is_empty(), both[1].revents().contains(PollFlags::OUT))
 }
 
 /// Has the kernel keep so many bytes of what is sent, if it may; more than its default, at any rate.

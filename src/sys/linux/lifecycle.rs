@@ -4,6 +4,8 @@ use std::ffi::{CString, c_int, c_long};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
+pub(crate) use super::generation::generation;
+
 /// Runs `handler` when the process leaves `main` or calls `exit`. Refused only for want of memory.
 pub(crate) fn at_exit(handler: extern "C" fn()) -> std::io::Result<()> {
     // SAFETY: a function that lives as long as the program.

@@ -8,7 +8,7 @@ use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::null_mut;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 const SEALS: libc::c_int = libc::F_SEAL_WRITE | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
 
@@ -267,6 +267,12 @@ impl Words {
         }
         let access = libc::PROT_READ | libc::PROT_WRITE;
         Region::new(file, bytes, access, libc::MAP_SHARED).map(Self)
+    }
+
+    /// The same memory in words of twice the width. Whatever is kept there is to be used in one width.
+    pub(crate) fn wide(&self) -> &[AtomicU64] {
+        // SAFETY: as in `deref`.
+        unsafe { std::slice::from_raw_parts(self.0.start.cast(), self.0.length / size_of::<AtomicU64>()) }
     }
 }
 

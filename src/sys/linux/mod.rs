@@ -5,6 +5,7 @@ pub(crate) mod clone;
 pub(crate) mod constructor;
 mod counter;
 pub(crate) mod environment;
+mod generation;
 pub(crate) mod group;
 pub(crate) mod image;
 pub(crate) mod io;

@@ -15,6 +15,15 @@ pub(crate) struct Poller {
     bell: OwnedFd,
 }
 
+/// A descriptor that is readable while one of these is, or has ended.
+pub(crate) fn any_of(all: &[&OwnedFd]) -> io::Result<OwnedFd> {
+    let epoll = above_stdio(epoll::create(epoll::CreateFlags::CLOEXEC)?)?;
+    for one in all {
+        epoll::add(&epoll, one, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+    }
+    Ok(epoll)
+}
+
 /// How many events one wait gives at most.
 pub(crate) const BATCH: usize = 64;
 

@@ -144,9 +144,21 @@ pub(crate) fn counter() -> Result<OwnedFd> {
     none()
 }
 
-pub(crate) fn add(_: &OwnedFd) {}
+pub(crate) fn semaphore() -> Result<OwnedFd> {
+    super::none()
+}
 
-pub(crate) fn take_all(_: &OwnedFd) {}
+pub(crate) fn add(_: &OwnedFd, _: u32) {}
+
+pub(crate) fn add_unasked(_: &OwnedFd, _: u32) {}
+
+pub(crate) fn look_at(_: &OwnedFd, _: &OwnedFd) -> (bool, bool) {
+    (false, false)
+}
+
+pub(crate) fn take(_: &OwnedFd) -> bool {
+    false
+}
 
 pub(crate) fn make_room(_: &OwnedFd, _: u64) {}
 
@@ -169,6 +181,10 @@ pub(crate) fn peek(_: impl AsFd) -> Result<Vec<u8>> {
 }
 
 pub(crate) fn set_nonblocking(_: impl AsFd) -> Result<()> {
+    none()
+}
+
+pub(crate) fn any_of(_: &[&OwnedFd]) -> Result<OwnedFd> {
     none()
 }
 

@@ -43,6 +43,10 @@ pub(crate) fn thread_id() -> u32 {
     0
 }
 
+pub(crate) fn generation() -> u64 {
+    0
+}
+
 pub(crate) fn per_process<T: Sync>(
     slot: &'static AtomicPtr<T>,
     _: impl Fn(&T) -> bool,

@@ -46,6 +46,10 @@ impl Words {
     pub(crate) fn of(_: &OwnedFd, _: usize) -> Result<Self> {
         super::none().map(|()| Self)
     }
+
+    pub(crate) fn wide(&self) -> &[std::sync::atomic::AtomicU64] {
+        &[]
+    }
 }
 
 impl Deref for Words {
