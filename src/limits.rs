@@ -38,7 +38,7 @@ pub enum Limit {
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Memory(bytes) => write!(f, "limit of memory ({bytes} bytes of address space)"),
+            Self::Memory(bytes) => write!(f, "limit of memory ({bytes} bytes)"),
             Self::CpuTime(time) => write!(f, "limit of CPU time ({} s)", time.as_secs()),
             Self::OpenFiles(count) => write!(f, "limit of open files ({count})"),
             Self::Processes(count) => write!(f, "limit of processes ({count})"),

@@ -61,6 +61,7 @@ pub struct Offspring<R> {
     process: Option<Process>,
     pipes: [Option<OwnedFd>; 3],
     limits: Limits,
+    timeout: Option<Duration>,
     ended: Ended,
 }
 
@@ -159,6 +160,7 @@ impl<R> Offspring<R> {
             subject,
             decode,
             limits: order.settings.limits.clone(),
+            timeout: order.settings.timeout,
             order: Some(order),
             process: None,
             pipes: [None, None, None],
@@ -361,7 +363,7 @@ impl<R> Offspring<R> {
         // Decoded here, in the thread that asks.
         let result = verdict
             .ok_or_else(|| self.taken())
-            .and_then(|verdict| verdict::judge(verdict, death, &self.limits))
+            .and_then(|verdict| verdict::judge(verdict, death, &self.limits, self.timeout))
             .and_then(|bytes| self.decoded(bytes));
         self.ended = match &result {
             Ok(_) => Ended::Taken,

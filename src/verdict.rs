@@ -1,5 +1,7 @@
 //! What is told of a unit that has ended: its result, or why there is none. Decides only.
 
+use std::time::Duration;
+
 use crate::death::{Death, EndedBy};
 use crate::error::{Error, ErrorKind, Panic, Subject};
 use crate::limits::{Hit, Limits};
@@ -23,8 +25,13 @@ pub(crate) fn certify(subject: &Subject, end: &mut End) -> Death {
     }
 }
 
-/// The bytes of its result, or the error.
-pub(crate) fn judge(verdict: Verdict, mut death: Death, limits: &Limits) -> Result<Bytes, Error> {
+/// The bytes of its result, or the error. `timeout`: the time that it had.
+pub(crate) fn judge(
+    verdict: Verdict,
+    mut death: Death,
+    limits: &Limits,
+    timeout: Option<Duration>,
+) -> Result<Bytes, Error> {
     let cpu_time = death.usage.map(|usage| usage.cpu_time);
     let hit = match death.ended_by {
         EndedBy::Limit(limit) => Some(Hit { limit, is_certain: true }),
@@ -35,6 +42,7 @@ pub(crate) fn judge(verdict: Verdict, mut death: Death, limits: &Limits) -> Resu
     {
         death.ended_by = EndedBy::Limit(limit);
     }
+    let time = timeout.unwrap_or_default();
     let how = death.how();
     let subject = death.subject.clone();
     let error = |kind, what: &str| Error::new(kind, &subject, what);
@@ -62,13 +70,16 @@ pub(crate) fn judge(verdict: Verdict, mut death: Death, limits: &Limits) -> Resu
         }
         Verdict::Died { ended: Some((Why::Timeout, _)), panic: Some(panic), breach: None, .. } => {
             death.panic = Some(Panic(panic.clone()));
-            let what = format!("its time was over; in the grace it panicked: {} ({how})", panic.message);
+            let what =
+                format!("its time ({time:?}) was over; in the grace it panicked: {} ({how})", panic.message);
             error(ErrorKind::TimedOut, &what).with_panic(panic)
         }
         Verdict::Died { ended: Some((why, killed)), .. } => {
             let by = if killed { "killed" } else { "terminated" };
             match why {
-                Why::Timeout => error(ErrorKind::TimedOut, &format!("its time was over; {by} by us ({how})")),
+                Why::Timeout => {
+                    error(ErrorKind::TimedOut, &format!("its time ({time:?}) was over; {by} by us ({how})"))
+                }
                 Why::Start => error(ErrorKind::Start, &format!("did not become ready in time; {by} by us")),
                 Why::Exit => {
                     error(ErrorKind::ShuttingDown, &format!("{by} by us when its parent shut down ({how})"))

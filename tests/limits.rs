@@ -205,7 +205,7 @@ behaviour! {
         let limit = Limit::Memory(1024 * MIB);
         let found = error(stunt(Stunt::Hoard).limit_memory(1024 * MIB));
         assert_eq!((found.kind(), signal(&found), found.limit()), (ErrorKind::Died, Some(libc::SIGABRT), Some(limit)));
-        let words = "; it may have run into its limit of memory (1073741824 bytes of address space)";
+        let words = "; it may have run into its limit of memory (1073741824 bytes)";
         assert!(found.to_string().ends_with(words), "{found}");
         // An abort for another reason looks the same; one that has no such limit does not.
         assert_eq!(error(stunt(Stunt::Abort).limit_memory(1024 * MIB)).limit(), Some(limit));
@@ -218,7 +218,7 @@ behaviour! {
         for bytes in [0, 4096, MIB] {
             let found = error(stunt(Stunt::Give(1)).limit_memory(bytes));
             assert_eq!(found.kind(), ErrorKind::Start);
-            assert!(found.to_string().contains(&format!("its limit of memory ({bytes} bytes of address space): ")), "{found}");
+            assert!(found.to_string().contains(&format!("its limit of memory ({bytes} bytes): ")), "{found}");
         }
     }
 

@@ -177,7 +177,7 @@ behaviour! {
         assert_eq!(error.panic().unwrap().message(), "on the way out");
         let death = error.death().unwrap();
         assert_eq!((death.ended_by(), death.panic()), (EndedBy::Timeout, error.panic()));
-        assert!(error.to_string().contains("its time was over"), "{error}");
+        assert!(error.to_string().contains("its time (20ms) was over"), "{error}");
     }
 
     fn a_call_is_a_start_and_its_result() {
