@@ -301,7 +301,11 @@ behaviour! { through EVERY;
                 return;
             }
             hide_all();
-            let told = Told::listen();
+            // Who is told of it starts such a unit himself.
+            let told = Told::listen_and("no cgroups can be made", || {
+                let unit = Offspring::builder(Threads(0)).process_group().spawn().unwrap();
+                assert_eq!(unit.wait().unwrap(), 0);
+            });
             is_as_without(None);
             let why: Vec<_> = told.events().into_iter().filter(|said| said.text.contains("no cgroups can be made")).collect();
             assert_eq!(why.len(), 1, "{why:?}");

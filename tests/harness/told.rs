@@ -7,7 +7,11 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
 #[derive(Clone, Default)]
-pub struct Told(Arc<Mutex<Lists>>);
+pub struct Told {
+    lists: Arc<Mutex<Lists>>,
+    /// What is done when it is told of that, in the middle of it.
+    answer: Option<(&'static str, fn())>,
+}
 
 #[derive(Default)]
 struct Lists {
@@ -28,13 +32,21 @@ pub struct Said {
 impl Told {
     /// From now on, in this whole process.
     pub fn listen() -> Self {
-        let told = Self::default();
-        tracing::subscriber::set_global_default(told.clone()).unwrap();
-        told
+        Self::default().listens()
+    }
+
+    /// The same; whoever tells of this does that first.
+    pub fn listen_and(words: &'static str, act: fn()) -> Self {
+        Self { answer: Some((words, act)), ..Self::default() }.listens()
+    }
+
+    fn listens(self) -> Self {
+        tracing::subscriber::set_global_default(self.clone()).unwrap();
+        self
     }
 
     pub fn events(&self) -> Vec<Said> {
-        self.0.lock().unwrap().events.clone()
+        self.lists.lock().unwrap().events.clone()
     }
 
     pub fn warnings(&self) -> Vec<String> {
@@ -48,7 +60,7 @@ impl Told {
 
     /// The spans that were opened; and how many of them are open still.
     pub fn spans(&self) -> (Vec<String>, usize) {
-        let lists = self.0.lock().unwrap();
+        let lists = self.lists.lock().unwrap();
         let open = lists.spans.iter().filter(|(_, uses)| *uses > 0).count();
         (lists.spans.iter().map(|(text, _)| text.clone()).collect(), open)
     }
@@ -70,7 +82,7 @@ impl Subscriber for Told {
     fn new_span(&self, attributes: &span::Attributes<'_>) -> span::Id {
         let mut text = Text(format!("{} ", attributes.metadata().name()));
         attributes.record(&mut text);
-        let spans = &mut self.0.lock().unwrap().spans;
+        let spans = &mut self.lists.lock().unwrap().spans;
         spans.push((text.0, 1));
         span::Id::from_u64(spans.len() as u64)
     }
@@ -78,7 +90,7 @@ impl Subscriber for Told {
     fn record(&self, id: &span::Id, values: &span::Record<'_>) {
         let mut text = Text(String::new());
         values.record(&mut text);
-        self.0.lock().unwrap().spans[id.into_u64() as usize - 1].0.push_str(&text.0);
+        self.lists.lock().unwrap().spans[id.into_u64() as usize - 1].0.push_str(&text.0);
     }
 
     fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
@@ -91,7 +103,10 @@ impl Subscriber for Told {
             text: text.0,
             span: event.parent().map(span::Id::into_u64),
         };
-        self.0.lock().unwrap().events.push(said);
+        if let Some((_, act)) = self.answer.filter(|(words, _)| said.text.contains(words)) {
+            act();
+        }
+        self.lists.lock().unwrap().events.push(said);
     }
 
     fn enter(&self, _: &span::Id) {}
@@ -99,12 +114,12 @@ impl Subscriber for Told {
     fn exit(&self, _: &span::Id) {}
 
     fn clone_span(&self, id: &span::Id) -> span::Id {
-        self.0.lock().unwrap().spans[id.into_u64() as usize - 1].1 += 1;
+        self.lists.lock().unwrap().spans[id.into_u64() as usize - 1].1 += 1;
         id.clone()
     }
 
     fn try_close(&self, id: span::Id) -> bool {
-        let uses = &mut self.0.lock().unwrap().spans[id.into_u64() as usize - 1].1;
+        let uses = &mut self.lists.lock().unwrap().spans[id.into_u64() as usize - 1].1;
         *uses -= 1;
         *uses == 0
     }
