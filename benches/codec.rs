@@ -4,14 +4,17 @@
 #[path = "../src/wire/codec/mod.rs"]
 mod codec;
 
-/// What the codec asks of the system.
+/// What the codec asks of the system, as where there is nothing of it.
+#[path = "../src/sys/unsupported"]
 mod sys {
-    pub mod memory {
-        pub const HUGE: usize = 1 << 60;
+    pub mod memory;
 
-        pub fn reserve(bytes: &mut Vec<u8>, additional: usize) {
-            bytes.reserve(additional);
-        }
+    pub mod io {
+        pub use std::os::fd::OwnedFd;
+    }
+
+    fn none<T>() -> std::io::Result<T> {
+        Err(std::io::ErrorKind::Unsupported.into())
     }
 }
 

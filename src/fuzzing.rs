@@ -92,7 +92,8 @@ pub fn parcels(bytes: &[u8]) {
     if first & 1 != 0 {
         descriptors.extend(io::null());
     }
-    descriptors.extend(memory::sealed(&rest[..rest.len().min(usize::from(first >> 2))]));
+    let sealed = memory::Sealed::new(&rest[..rest.len().min(usize::from(first >> 2))]);
+    descriptors.extend(sealed.map(|sealed| sealed.file));
     if first & 2 != 0 {
         descriptors.extend(io::pipe().map(|(read, _)| read));
     }

@@ -52,7 +52,7 @@ impl SharedBytes {
         if bytes.is_empty() {
             return Ok(Self(None));
         }
-        Self::open(memory::sealed(bytes)?, bytes.len())
+        Self::open(memory::Sealed::new(bytes)?.file, bytes.len())
     }
 
     /// All that a reader gives.

@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use harness::eventually;
 use harness::ways::{WAYS, by_way};
-use offspring::{Receiver, RecvError, SendTimeoutError, Sender, SharedMemory, channel, current, spawn};
+use offspring::{
+    Receiver, RecvError, SendError, SendTimeoutError, Sender, SharedMemory, channel, current, spawn,
+};
 
 /// Waits for a child that was forked off by hand.
 fn join(pid: i32) {
@@ -26,6 +28,24 @@ struct Flag(AtomicBool);
 impl Wake for Flag {
     fn wake(self: Arc<Self>) {
         self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+behaviour! { through ["auto"];
+    fn a_message_for_which_there_is_no_memory_comes_back() {
+        let (sender, receiver) = channel::<(u8, String, Option<Option<String>>, u8)>(2).unwrap();
+        let message = (1, "x".repeat(200_000), Some(Some("y".repeat(300_000))), 2);
+        sender.send(message.clone()).unwrap();
+        assert!(receiver.recv().unwrap() == message);
+        for most in [400_000, 100_000, 0] {
+            let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+            // SAFETY: a valid record.
+            assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) }, 0);
+            let error = sender.send(message.clone()).unwrap_err();
+            assert!(matches!(error, SendError::Failed(..)) && error.into_inner() == message);
+            sender.send((1, String::new(), None, 2)).unwrap();
+            assert_eq!(receiver.recv().unwrap().3, 2);
+        }
     }
 }
 

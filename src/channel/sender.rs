@@ -16,6 +16,7 @@ use super::ring::Pushed;
 use super::{AGAIN, BAG, ELSEWHERE, SMALL, SendError, SendTimeoutError, Stop, TrySendError, Wanted};
 use crate::sys::io::{self as sysio, AsFd, BorrowedFd, OwnedFd, Sign};
 use crate::sys::memory;
+use crate::wire::codec::Encoded;
 use crate::wire::crossing::{self, Packed};
 
 /// The end of a [`channel`](crate::channel()) that sends. Cheap to clone; clones may be in other processes. When the last is dropped, those who
@@ -115,18 +116,21 @@ struct Message {
 impl Message {
     fn pack(value: &impl Serialize) -> Result<Self, Stop> {
         // Its code is foreign; a panic in it is its caller's.
-        let Packed { mut bytes, bag } =
+        let Packed { body, bag } =
             crossing::pack(value).map_err(|error| Stop::Failed(io::Error::other(error)))?;
         let tag = if bag.is_some() { BAG } else { 0 };
-        if bytes.len() <= SMALL {
-            // In one piece it is sent faster.
-            bytes.insert(0, tag);
-            return Ok(Self { packet: bytes, memory: None, bag });
-        }
-        let memory = memory::sealed(&bytes).map_err(Stop::Failed)?;
+        let sealed = match body {
+            Encoded::Here(mut bytes) if bytes.len() <= SMALL => {
+                // In one piece it is sent faster.
+                bytes.insert(0, tag);
+                return Ok(Self { packet: bytes, memory: None, bag });
+            }
+            Encoded::Here(bytes) => memory::Sealed::new(&bytes).map_err(Stop::Failed)?,
+            Encoded::Elsewhere(sealed) => sealed,
+        };
         let mut packet = vec![tag | ELSEWHERE];
-        packet.extend((bytes.len() as u64).to_le_bytes());
-        Ok(Self { packet, memory: Some(memory), bag })
+        packet.extend((sealed.length as u64).to_le_bytes());
+        Ok(Self { packet, memory: Some(sealed.file), bag })
     }
 
     /// What goes where there is no room for descriptors.

@@ -12,7 +12,7 @@ use crate::subprocess::Subprocess;
 use crate::sys;
 use crate::sys::image::Entry;
 use crate::sys::io::{AsFd, BorrowedFd, OwnedFd};
-use crate::wire::codec;
+use crate::wire::codec::{self, Encoded};
 use crate::wire::crossing::{self, Packed};
 use crate::wire::frame::{HEADER, Kind};
 use crate::wire::message::{Failed, Panicked, Step};
@@ -88,7 +88,7 @@ impl Line {
         self.owner == std::process::id()
     }
 
-    fn send(&self, kind: Kind, body: &[u8], bag: Option<BorrowedFd<'_>>) {
+    fn send(&self, kind: Kind, body: &Encoded, bag: Option<BorrowedFd<'_>>) {
         if self.is_mine() {
             let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
             if *last {
@@ -98,25 +98,25 @@ impl Line {
             // It fails if the parent is gone; then the guard sees to us.
             let send = |parcel: &Parcel<'_>| {
                 let descriptors: Vec<BorrowedFd<'_>> = parcel.descriptors().collect();
-                sys::io::send_all_with(&*self.fd, [&parcel.header, parcel.body], &descriptors)
+                sys::io::send_all_with(&*self.fd, [&parcel.header, &parcel.body], &descriptors)
             };
             let parcel = Parcel::pack(kind, body, bag);
             let mut sent = send(&parcel);
             // Too many descriptors are on their way (ETOOMANYREFS), say. Of that message nothing has been sent.
             if sent.is_err() && parcel.is_elsewhere() {
-                sent = send(&Parcel::plain(kind, body, bag));
+                sent = Parcel::plain(kind, body, bag).and_then(|parcel| send(&parcel));
             }
             if let (Err(error), Some(_), true) = (sent, bag, *last) {
                 let why = format!("its descriptors cannot be sent: {error}");
-                let body = codec::encode(&Failed { step: Step::Encode, why }).unwrap_or_default();
-                let _ = send(&Parcel::plain(Kind::Failed, &body, None));
+                let body = codec::encode(&Failed { step: Step::Encode, why }).unwrap_or_default().into();
+                let _ = send(&Parcel::pack(Kind::Failed, &body, None));
             }
         }
     }
 
     fn send_message(&self, kind: Kind, message: &impl Serialize) {
         if let Ok(body) = codec::encode(message) {
-            self.send(kind, &body, None);
+            self.send(kind, &body.into(), None);
         }
     }
 
@@ -127,8 +127,8 @@ impl Line {
 
     /// Tells the parent where the unit reports how far it has got.
     pub(crate) fn board(&self, memory: &OwnedFd) -> io::Result<()> {
-        let Packed { bytes, bag } = crossing::pack(&Leaving(memory.as_fd())).map_err(io::Error::other)?;
-        self.send(Kind::Board, &bytes, bag.as_ref().map(AsFd::as_fd));
+        let Packed { body, bag } = crossing::pack(&Leaving(memory.as_fd())).map_err(io::Error::other)?;
+        self.send(Kind::Board, &body, bag.as_ref().map(AsFd::as_fd));
         Ok(())
     }
 
@@ -142,7 +142,7 @@ impl Line {
         sys::lifecycle::exit(self.code)
     }
 
-    fn finish(&self, kind: Kind, body: &[u8], bag: Option<BorrowedFd<'_>>) {
+    fn finish(&self, kind: Kind, body: &Encoded, bag: Option<BorrowedFd<'_>>) {
         // Streams are flushed by the exit that follows. Not here: a thread of the unit may hold one for ever.
         step("child", "result");
         self.send(kind, body, bag);
@@ -171,23 +171,23 @@ impl Host for Line {
         }
         step("child", "go");
         if self.awaited {
-            self.send(Kind::Ready, &[], None);
+            self.send(Kind::Ready, &Vec::new().into(), None);
         }
     }
 
     fn value(&mut self, value: Packed) {
-        self.finish(Kind::Value, &value.bytes, value.bag.as_ref().map(AsFd::as_fd));
+        self.finish(Kind::Value, &value.body, value.bag.as_ref().map(AsFd::as_fd));
     }
 
     fn panicked(&mut self, panic: Panicked) {
         self.code = PANICKED;
         let body = codec::encode(&panic).unwrap_or_default();
-        self.finish(Kind::Panicked, &body, None);
+        self.finish(Kind::Panicked, &body.into(), None);
     }
 
     fn failed(&mut self, step: Step, why: String) {
         self.code = FAILED;
         let body = codec::encode(&Failed { step, why }).unwrap_or_default();
-        self.finish(Kind::Failed, &body, None);
+        self.finish(Kind::Failed, &body.into(), None);
     }
 }

@@ -18,7 +18,7 @@ use crate::sys::image::Entry;
 use crate::sys::io::OwnedFd;
 use crate::sys::variables::{self, Variables};
 use crate::sys::{constructor, io as sysio};
-use crate::wire::codec;
+use crate::wire::codec::{self, Encoded};
 use crate::wire::crossing::Packed;
 use crate::wire::message::{Context, Guard, Start};
 
@@ -148,7 +148,7 @@ impl Launch<'_> {
         unit: &Unit,
         nonce: u64,
         context: Option<Context>,
-    ) -> io::Result<Vec<u8>> {
+    ) -> io::Result<Encoded> {
         let message = Start {
             nonce,
             parent: std::process::id(),
@@ -163,7 +163,7 @@ impl Launch<'_> {
             limits: Some(&self.order.settings.limits).filter(|limits| !limits.is_empty()).cloned(),
             context,
         };
-        codec::encode(&message).map_err(io::Error::other)
+        codec::encode(&message).map(Encoded::from).map_err(io::Error::other)
     }
 
     /// The unit's environment: this process's as it is now, with the builder's changes.

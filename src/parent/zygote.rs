@@ -392,7 +392,7 @@ impl Zygote {
 
     fn send_environment(&self, environment: &Variables) -> io::Result<()> {
         let block = environment::block(environment)?;
-        let memory = memory::sealed(&block)?;
+        let memory = memory::Sealed::new(&block)?.file;
         self.try_request(&Request::Environment(block.len()), &[memory.as_fd()])
     }
 

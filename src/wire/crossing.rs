@@ -11,7 +11,7 @@ use std::mem::ManuallyDrop;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::codec::{self, CodecError};
+use super::codec::{self, CodecError, Encoded};
 use crate::sys::io::{self as sysio, AsFd, BorrowedFd, OwnedFd};
 
 thread_local! {
@@ -31,19 +31,19 @@ enum Crossing {
 /// A value, encoded.
 #[derive(Debug)]
 pub(crate) struct Packed {
-    pub(crate) bytes: Vec<u8>,
+    pub(crate) body: Encoded,
     pub(crate) bag: Option<OwnedFd>,
 }
 
 /// Encodes a value for another process. Its descriptors are duplicated.
 pub(crate) fn pack<T: Serialize + ?Sized>(value: &T) -> Result<Packed, CodecError> {
-    let (bytes, crossing) = within(Crossing::Out(Vec::new()), || codec::encode(value));
+    let (body, crossing) = within(Crossing::Out(Vec::new()), || codec::encode_to_cross(value));
     let Crossing::Out(descriptors) = crossing else {
         return Err(CodecError::new("a crossing that was left open"));
     };
     let bag = fill(descriptors)
         .map_err(|error| CodecError::new(format!("its descriptors cannot be sent: {error}")))?;
-    Ok(Packed { bytes: bytes?, bag })
+    Ok(Packed { body: body?, bag })
 }
 
 /// Decodes a value of another process. Descriptors that it does not ask for are closed.
@@ -169,7 +169,7 @@ mod tests {
             let files = (0..count).map(|n| file(&n.to_string())).collect();
             let packed = pack(&Files { before: 7, files, after: "after".into() }).unwrap();
             assert_eq!(packed.bag.is_some(), count > 0);
-            let mut files: Files = unpack(&packed.bytes, packed.bag).unwrap();
+            let mut files: Files = unpack(&packed.body.bytes().unwrap(), packed.bag).unwrap();
             assert_eq!((files.before, files.after.as_str(), files.files.len()), (7, "after", count));
             for (n, file) in files.files.iter_mut().enumerate() {
                 let mut text = String::new();
@@ -185,9 +185,8 @@ mod tests {
         let files = Files { before: 7, files: vec![file("")], after: String::new() };
         assert!(codec::encode(&files).unwrap_err().to_string().contains("crosses to a unit"));
         let packed = pack(&files).unwrap();
-        assert!(
-            codec::decode::<Files>(&packed.bytes).err().unwrap().to_string().contains("crosses to a unit")
-        );
-        assert!(unpack::<Files>(&packed.bytes, None).err().unwrap().to_string().contains("did not arrive"));
+        let bytes = packed.body.bytes().unwrap();
+        assert!(codec::decode::<Files>(&bytes).err().unwrap().to_string().contains("crosses to a unit"));
+        assert!(unpack::<Files>(&bytes, None).err().unwrap().to_string().contains("did not arrive"));
     }
 }

@@ -1,13 +1,15 @@
 //! A frame as it crosses: its body on the line, or, if it is large, in sealed memory that is sent along.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::ops::Deref;
 
+use super::codec::Encoded;
 use super::frame::{self, Body, Frame, HEADER, Kind};
 use crate::sys::io::{AsFd, BorrowedFd, OwnedFd};
-use crate::sys::memory::{self, Mapping};
+use crate::sys::memory::{Mapping, Sealed};
 
 /// Bodies of more bytes go by memory. Measured: from about here on a mapping costs less than two more copies and the wake-ups
 /// of a line that is full.
@@ -17,27 +19,53 @@ pub(crate) const LARGE: usize = 64 << 10;
 pub(crate) struct Parcel<'a> {
     pub(crate) header: [u8; HEADER],
     /// What is to be sent behind the header.
-    pub(crate) body: &'a [u8],
-    memory: Option<OwnedFd>,
+    pub(crate) body: Cow<'a, [u8]>,
+    memory: Option<Memory<'a>>,
     bag: Option<BorrowedFd<'a>>,
+}
+
+enum Memory<'a> {
+    Made(Sealed),
+    /// It was there.
+    Given(&'a Sealed),
+}
+
+impl Deref for Memory<'_> {
+    type Target = Sealed;
+
+    fn deref(&self) -> &Sealed {
+        match self {
+            Self::Made(sealed) => sealed,
+            Self::Given(sealed) => sealed,
+        }
+    }
 }
 
 impl<'a> Parcel<'a> {
     /// `bag`: what goes along whatever the body is.
-    pub(crate) fn pack(kind: Kind, body: &'a [u8], bag: Option<BorrowedFd<'a>>) -> Self {
-        // Where there is no memory of that kind to be had, the line will do.
-        let memory = if body.len() > LARGE { memory::sealed(body).ok() } else { None };
-        match memory {
-            Some(_) => {
-                let header = frame::header_of(kind, body.len(), true, bag.is_some());
-                Self { header, body: &[], memory, bag }
+    pub(crate) fn pack(kind: Kind, body: &'a Encoded, bag: Option<BorrowedFd<'a>>) -> Self {
+        let memory = match body {
+            Encoded::Elsewhere(sealed) => Some(Memory::Given(sealed)),
+            // Where there is no memory of that kind to be had, the line will do.
+            Encoded::Here(bytes) if bytes.len() > LARGE => Sealed::new(bytes).ok().map(Memory::Made),
+            Encoded::Here(_) => None,
+        };
+        match (memory, body) {
+            (None, Encoded::Here(bytes)) => Self::on_line(kind, bytes.into(), bag),
+            (memory, _) => {
+                let length = memory.as_deref().map_or(0, |sealed| sealed.length);
+                let header = frame::header_of(kind, length, true, bag.is_some());
+                Self { header, body: Cow::default(), memory, bag }
             }
-            None => Self::plain(kind, body, bag),
         }
     }
 
     /// The same, all of it on the line.
-    pub(crate) fn plain(kind: Kind, body: &'a [u8], bag: Option<BorrowedFd<'a>>) -> Self {
+    pub(crate) fn plain(kind: Kind, body: &'a Encoded, bag: Option<BorrowedFd<'a>>) -> io::Result<Self> {
+        Ok(Self::on_line(kind, body.bytes()?, bag))
+    }
+
+    fn on_line(kind: Kind, body: Cow<'a, [u8]>, bag: Option<BorrowedFd<'a>>) -> Self {
         let header = frame::header_of(kind, body.len(), false, bag.is_some());
         Self { header, body, memory: None, bag }
     }
@@ -49,7 +77,7 @@ impl<'a> Parcel<'a> {
 
     /// The descriptors to be sent along.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.memory.as_ref().map(AsFd::as_fd).into_iter().chain(self.bag)
+        self.memory.as_deref().map(|sealed| sealed.file.as_fd()).into_iter().chain(self.bag)
     }
 }
 
@@ -131,11 +159,12 @@ impl Frame {
 mod tests {
     use super::*;
 
-    fn crosses(body: &[u8]) -> Bytes {
+    fn crosses(body: &Encoded) -> Bytes {
         let parcel = Parcel::pack(Kind::Value, body, None);
+        assert_eq!(&*Parcel::plain(Kind::Value, body, None).unwrap().body, &*body.bytes().unwrap());
         let mut descriptors: VecDeque<OwnedFd> =
             parcel.descriptors().map(|memory| memory.try_clone_to_owned().unwrap()).collect();
-        let stream = [&parcel.header[..], parcel.body].concat();
+        let stream = [&parcel.header[..], &parcel.body].concat();
         let frame = frame::Decoder::default().next(&mut &stream[..]).unwrap().unwrap();
         assert_eq!(frame.kind, Kind::Value);
         frame.unpack(&mut descriptors).unwrap()
@@ -145,10 +174,13 @@ mod tests {
     fn a_body_of_any_size_crosses() {
         for size in [0, 1, LARGE, LARGE + 1, 1 << 20] {
             let body = vec![7; size];
-            let bytes = crosses(&body);
+            let bytes = crosses(&body.clone().into());
             assert_eq!(*bytes, *body);
             assert_eq!(matches!(bytes.place, Place::Mapped(_)), size > LARGE);
         }
+        // What is in memory already stays there.
+        let bytes = crosses(&Encoded::Elsewhere(Sealed::new(b"four").unwrap()));
+        assert!(*bytes == *b"four" && matches!(bytes.place, Place::Mapped(_)));
     }
 
     #[test]

@@ -176,6 +176,20 @@ behaviour! {
         echo_at_once(4, 16 << 20, true);
     }
 
+    fn case_23_large_values_of_which_a_part_is_written_when_no_file_may_be_longer() {
+        spawn((), |()| ()).unwrap().wait().unwrap();
+        let text = |letter: &str| letter.repeat(200_000);
+        let value = (1_u8, text("a"), Some(Some(text("b"))), vec![Ok(text("c")), Err(text("d"))], vec![7_u8; 100_000], 2_u8);
+        for most in [u64::MAX, 900_000, 700_000, 500_000, 300_000, 100_000, 0] {
+            limit_files(most);
+            let back = spawn((value.clone(), most), |(value, most)| {
+                limit_files(most);
+                value
+            });
+            assert!(back.unwrap().wait().unwrap() == value, "{most}");
+        }
+    }
+
     fn case_24_every_step_that_fails_in_every_way_is_told_and_the_next_start_works() {
         use ErrorKind::{Decode, Died, Encode, Panicked, Start};
         let cells = [

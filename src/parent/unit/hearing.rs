@@ -13,7 +13,7 @@ use crate::parent::table::Outcome;
 use crate::parent::unit::lock;
 use crate::progress::{Board, Progress};
 use crate::sys::io::{AsFd, BorrowedFd};
-use crate::wire::codec;
+use crate::wire::codec::{self, Encoded};
 use crate::wire::crossing::{self, Packed};
 use crate::wire::frame::{self, Frame, Kind};
 use crate::wire::message::{Failed, Step};
@@ -21,24 +21,29 @@ use crate::wire::parcel::{Bytes, Parcel, Unpacked};
 
 impl Unit {
     /// Sends what fits of what the child is to be told; what is left, the reaper will send.
-    pub(crate) fn tell(&self, start: &[u8], unit: &Packed, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    pub(crate) fn tell(
+        &self,
+        start: &Encoded,
+        unit: &Packed,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
         let mut line = lock(&self.line);
         line.hook("launched");
         let kinds = [Kind::Start, Kind::Unit];
         let mut send = |messages: [Parcel<'_>; 2]| {
             let [start, unit] = &messages;
             let go = frame::header(Kind::Go, 0);
-            let parts = [&start.header, start.body, &unit.header, unit.body, &go];
+            let parts = [&start.header[..], &start.body, &unit.header, &unit.body, &go];
             let own = messages.iter().flat_map(Parcel::descriptors);
             let all: Vec<BorrowedFd<'_>> = own.chain(descriptors.iter().copied()).collect();
             (line.tell(&parts, &all), messages.iter().any(Parcel::is_elsewhere))
         };
         let bag = unit.bag.as_ref().map(AsFd::as_fd);
-        let unit = &unit.bytes;
+        let unit = &unit.body;
         let is_all = match send([Parcel::pack(kinds[0], start, None), Parcel::pack(kinds[1], unit, bag)]) {
             // Too many descriptors are on their way (ETOOMANYREFS), say. Of that message nothing has been sent.
             (Err(error), true) if !is_gone(&error) => {
-                send([Parcel::plain(kinds[0], start, None), Parcel::plain(kinds[1], unit, bag)]).0?
+                send([Parcel::plain(kinds[0], start, None)?, Parcel::plain(kinds[1], unit, bag)?]).0?
             }
             (sent, _) => sent?,
         };

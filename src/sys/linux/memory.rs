@@ -12,19 +12,73 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 const SEALS: libc::c_int = libc::F_SEAL_WRITE | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
 
-/// A file in memory with these bytes, which nobody can change any more.
-pub(crate) fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
-    let file = new(bytes.len() as u64)?;
-    let mut left = bytes;
-    while !left.is_empty() {
-        let count = rustix::io::retry_on_intr(|| rustix::io::write(&file, left))?;
-        left = &left[count..];
-    }
-    seal(&file, SEALS)?;
-    Ok(file)
+/// A file in memory, of so many bytes, which nobody can change any more.
+#[derive(Debug)]
+pub(crate) struct Sealed {
+    pub(crate) file: OwnedFd,
+    pub(crate) length: usize,
 }
 
-/// The same, of so many bytes (at least one), which are written where they are to be.
+impl Sealed {
+    /// With these bytes.
+    pub(crate) fn new(bytes: &[u8]) -> io::Result<Self> {
+        let mut draft = Draft::new()?;
+        draft.append(&[bytes])?;
+        draft.seal().map_err(|(_, error)| error)
+    }
+
+    /// A copy of the bytes.
+    pub(crate) fn read(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; self.length];
+        read_at(&self.file, 0, &mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+/// What is to be [`Sealed`], and is still being written.
+pub(crate) struct Draft(Sealed);
+
+impl Draft {
+    /// Nothing yet.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self(Sealed { file: new(0)?, length: 0 }))
+    }
+
+    pub(crate) fn length(&self) -> usize {
+        self.0.length
+    }
+
+    /// Writes these behind what there is; all of them, or an error, and then it is as it was.
+    pub(crate) fn append(&mut self, parts: &[&[u8]]) -> io::Result<()> {
+        let mut length = self.0.length;
+        for part in parts {
+            allowed((length + part.len()) as u64)?;
+            write_at(&self.0.file, length as u64, part)?;
+            length += part.len();
+        }
+        self.0.length = length;
+        Ok(())
+    }
+
+    /// Writes these over what is there.
+    pub(crate) fn change(&self, offset: usize, bytes: &[u8]) -> io::Result<()> {
+        write_at(&self.0.file, offset as u64, bytes)
+    }
+
+    /// A copy of what there is.
+    pub(crate) fn read(&self) -> io::Result<Vec<u8>> {
+        self.0.read()
+    }
+
+    pub(crate) fn seal(self) -> Result<Sealed, (Self, io::Error)> {
+        match seal(&self.0.file, SEALS) {
+            Ok(()) => Ok(self.0),
+            Err(error) => Err((self, error)),
+        }
+    }
+}
+
+/// A sealed file of so many bytes (at least one), which are written where they are to be.
 pub(crate) fn sealed_by(length: usize, write: impl FnOnce(&mut [u8])) -> io::Result<OwnedFd> {
     let file = new(length as u64)?;
     // All of it, or an error, and not a signal later.
@@ -126,11 +180,7 @@ pub(crate) fn shared_length(file: &OwnedFd) -> io::Result<u64> {
 fn new(length: u64) -> io::Result<OwnedFd> {
     /// Linux 6.3; said to those that want to know whether the file is ever to be executed.
     const MFD_NOEXEC_SEAL: u32 = 8;
-    // Beyond that limit a write is not refused, it is the end of the process (SIGXFSZ).
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
-    if limit.is_some_and(|limit| limit < length) {
-        return Err(io::ErrorKind::FileTooLarge.into());
-    }
+    allowed(length)?;
     let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     let create = |flags| {
         // SAFETY: a constant name; the kernel gives a new descriptor, which nobody else knows of.
@@ -142,6 +192,13 @@ fn new(length: u64) -> io::Result<OwnedFd> {
         }
     };
     create(flags | MFD_NOEXEC_SEAL).or_else(|_| create(flags))
+}
+
+/// Whether a file may be so long: beyond its limit a write is not refused, it is the end of the process (SIGXFSZ).
+fn allowed(length: u64) -> io::Result<()> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
+    let is_beyond = limit.is_some_and(|limit| limit < length);
+    if is_beyond { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(()) }
 }
 
 fn seal(file: &OwnedFd, seals: libc::c_int) -> io::Result<()> {
@@ -293,19 +350,19 @@ mod tests {
     #[test]
     fn what_was_sealed_is_read_as_it_was_written() {
         let bytes: Vec<u8> = (0..100_000_u32).map(|n| n as u8).collect();
-        let mapping = Mapping::of(&sealed(&bytes).unwrap(), bytes.len(), true).unwrap();
+        let mapping = Mapping::of(&Sealed::new(&bytes).unwrap().file, bytes.len(), true).unwrap();
         assert_eq!(*mapping, bytes);
     }
 
     #[test]
     fn nothing_else_is_read() {
-        let file = sealed(b"four").unwrap();
+        let file = Sealed::new(b"four").unwrap().file;
         for length in [0, 3, 5, usize::MAX] {
             assert_eq!(Mapping::of(&file, length, true).unwrap_err().kind(), io::ErrorKind::InvalidData);
         }
         let plain: OwnedFd = std::fs::File::open("/proc/self/exe").unwrap().into();
         assert!(Mapping::of(&plain, 4, true).is_err());
-        // SAFETY: as in `sealed`.
+        // SAFETY: as in `new`.
         let open = unsafe {
             OwnedFd::from_raw_fd(libc::memfd_create(
                 c"open".as_ptr(),
@@ -322,7 +379,7 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_not_mapped() {
-        // SAFETY: as in `sealed`.
+        // SAFETY: as in `new`.
         let hollow = unsafe {
             OwnedFd::from_raw_fd(libc::memfd_create(
                 c"hollow".as_ptr(),
@@ -343,7 +400,7 @@ mod tests {
 
     #[test]
     fn a_sealed_file_cannot_be_written() {
-        let file = sealed(b"four").unwrap();
+        let file = Sealed::new(b"four").unwrap().file;
         assert!(rustix::io::pwrite(&file, b"five", 0).is_err());
         assert!(rustix::fs::ftruncate(&file, 2).is_err());
     }

@@ -28,6 +28,8 @@ mod hostile;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use output::Encoded;
+use output::{File, Output};
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt;
 
@@ -43,7 +45,15 @@ const I128: i8 = -104;
 
 /// `value` as bytes.
 pub(crate) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, CodecError> {
-    ser::encode(value).map_err(CodecError::new)
+    let mut out = Output::new(File::Never);
+    ser::encode(value, &mut out).map_err(CodecError::new)?;
+    Ok(out.into_bytes())
+}
+
+/// The same, for another process: large strings in it are not copied here.
+pub(crate) fn encode_to_cross<T: Serialize + ?Sized>(value: &T) -> Result<Encoded, CodecError> {
+    let mut out = Output::new(File::Wanted);
+    ser::encode(value, &mut out).and_then(|()| out.end()).map_err(CodecError::new)
 }
 
 /// The value that [`encode`] made `bytes` of; or, as these may come from a broken peer, an error.

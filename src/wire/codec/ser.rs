@@ -1,7 +1,7 @@
 //! Encoding. `rmp-serde` writes the scalars and strings; what has a length, or needs a mark, is written here:
 //! its own compounds trust the announced length and count no depth.
 
-use super::output::{FIXEXT_1, FIXEXT_16, Kind, NIL, Output, length};
+use super::output::{BIN_32, DIRECT, FIXEXT_1, FIXEXT_16, File, Kind, NIL, Output, STR_32};
 use super::{DEPTH, I128, SOME, U8S, U128};
 use rmp_serde::{MSGPACK_EXT_STRUCT_NAME, Serializer, encode::Error};
 use serde::ser::{self, Error as _, Serialize};
@@ -9,10 +9,9 @@ use serde::ser::{self, Error as _, Serialize};
 /// Shorter sequences of `u8` gain nothing from being kept as raw bytes.
 const SHORT: usize = 8;
 
-pub(super) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, Error> {
-    let mut out = Output { ser: Serializer::new(Vec::with_capacity(128)) };
-    value.serialize(Encoder::new(&mut out))?;
-    Ok(out.ser.into_inner())
+pub(super) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Output) -> Result<(), Error> {
+    value.serialize(Encoder::new(out))?;
+    Ok(())
 }
 
 /// Whether a value is an element of a sequence that has been nothing but `u8` until now, kept as raw bytes.
@@ -83,7 +82,7 @@ impl<'a> Encoder<'a> {
     fn compound(self, kind: Kind, announced: usize) -> Result<Compound<'a>, Error> {
         let depth = self.deeper()?;
         let out = self.plain()?;
-        let start = out.bytes().len();
+        let start = out.position();
         out.header(kind, announced)?;
         Ok(Compound { out, depth, kind, start, announced, count: 0, gather: false })
     }
@@ -159,18 +158,22 @@ impl<'a> ser::Serializer for Encoder<'a> {
     }
 
     fn serialize_str(self, v: &str) -> Result<Written, Error> {
-        length(v.len())?;
         let out = self.plain()?;
-        out.make_room(v.len());
-        out.ser.serialize_str(v)?;
+        if v.len() < DIRECT {
+            out.ser.serialize_str(v)?
+        } else {
+            out.large(STR_32, v.as_bytes())?
+        }
         Ok(WRITTEN)
     }
 
     fn serialize_bytes(self, v: &[u8]) -> Result<Written, Error> {
-        length(v.len())?;
         let out = self.plain()?;
-        out.make_room(v.len());
-        out.ser.serialize_bytes(v)?;
+        if v.len() < DIRECT {
+            out.ser.serialize_bytes(v)?
+        } else {
+            out.large(BIN_32, v)?
+        }
         Ok(WRITTEN)
     }
 
@@ -331,7 +334,7 @@ impl Compound<'_> {
     /// faster, as the loop touches nothing beyond the elements and the chunk.
     #[inline(never)]
     fn numbers<T: Serialize>(&mut self, mut elements: impl Iterator<Item = T>) -> Result<(), Error> {
-        let mut aside = Output { ser: Serializer::new(Vec::new()) };
+        let mut aside = Output { ser: Serializer::new(Vec::new()), file: File::Never };
         let mut chunk = [0; 1024];
         let mut filled = 0;
         while let Some(value) = elements.next() {
@@ -373,7 +376,7 @@ impl Compound<'_> {
         } else if self.count != self.announced {
             let (_, written) = self.kind.header(self.announced)?;
             let (header, len) = self.kind.header(self.count)?;
-            self.out.bytes().splice(self.start..self.start + written, header.into_iter().take(len));
+            self.out.replace(self.start, written, &header[..len])?;
         }
         Ok(WRITTEN)
     }

@@ -1,6 +1,7 @@
 //! What is carried (each line: values that come back equal), what is refused, and that no bytes do harm.
 
-use super::{decode, encode};
+use super::output::DIRECT;
+use super::{Encoded, decode, encode, encode_to_cross};
 use serde::{Deserialize, Serialize, de::DeserializeOwned, de::IgnoredAny};
 use serde_bytes::ByteBuf;
 use serde_json::{Value, json};
@@ -18,6 +19,7 @@ use std::time::{Duration, SystemTime};
 #[track_caller]
 pub(super) fn carried<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: T) {
     let bytes = encode(&value).unwrap_or_else(|error| panic!("{value:?} is refused: {error}"));
+    assert!(*encode_to_cross(&value).unwrap().bytes().unwrap() == bytes, "{value:?} crosses in another way");
     let back: T = decode(&bytes).unwrap_or_else(|error| panic!("{value:?} does not come back: {error}"));
     assert_eq!(back, value);
     if let Some((_, cut)) = bytes.split_last() {
@@ -213,6 +215,11 @@ table! {
         (vec![vec![1u8; 9], vec![], vec![2; 300]], vec![-1i8; 20], vec![300u16; 20], vec![Newtype(3u8); 9], Some(vec![9u8; 9])),
         (1u8, 2u8, 3u8, 4u8, 5u8, 6u8, 7u8, "8".to_string(), (1u8, 2u8, 3u8, 4u8, 5u8, 6u8, 7u8, 8u8), (1u8, 2u8)),
     ];
+    large_strings: carried_buffered [
+        "x".repeat(DIRECT - 1), "ü".repeat(DIRECT / 2), ByteBuf::from(vec![1; DIRECT - 1]), ByteBuf::from(vec![1; DIRECT]),
+        Some(Some("x".repeat(DIRECT))),
+        (1u8, "x".repeat(DIRECT), Some(Some(Newtype(Some(ByteBuf::from(vec![2; DIRECT + 1]))))), "y".repeat(300), vec![3u8; 9]),
+    ];
     byte_strings: carried_buffered [ByteBuf::from(vec![255, 0, 254]), ByteBuf::new(), ByteBuf::from([200; 300])];
     told_apart_by_human_readable: carried_buffered [
         (IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST), SocketAddr::from(([1, 2, 3, 4], 5)), Id([9; 4])),
@@ -354,6 +361,29 @@ fn the_elements_count_and_not_the_announced_length() {
             values.extend(vec![json!(3); other.min(9)]);
             let bytes = encode(&(Announced(announced, values.clone()), "next")).unwrap();
             assert_eq!(decode::<(Vec<Value>, String)>(&bytes).unwrap(), (values, "next".to_string()));
+        }
+    }
+}
+
+#[test]
+fn a_large_string_is_in_memory_when_it_is_to_cross() {
+    let is_elsewhere = |length| {
+        let encoded = encode_to_cross(&(1u8, "x".repeat(length), vec![3u8; 9])).unwrap();
+        matches!(encoded, Encoded::Elsewhere(_))
+    };
+    assert!(is_elsewhere(DIRECT) && !is_elsewhere(DIRECT - 1));
+    // What is written over when the string is in the file already: as much, more, less.
+    for announced in [None, Some(0), Some(3), Some(8), Some(100), Some(100_000)] {
+        for count in [0, 1, 2, 9, 300] {
+            let mut values = vec![json!(200); count];
+            values.push(json!("x".repeat(DIRECT)));
+            values.extend([json!(3), json!("y".repeat(DIRECT)), json!("z")]);
+            let value = (Announced(announced, values.clone()), "w".repeat(DIRECT), "next");
+            let crossing = encode_to_cross(&value).unwrap();
+            let bytes = crossing.bytes().unwrap();
+            assert!(*bytes == encode(&value).unwrap());
+            let back: (Vec<Value>, String, String) = decode(&bytes).unwrap();
+            assert!(back == (values, "w".repeat(DIRECT), "next".to_owned()));
         }
     }
 }
