@@ -59,7 +59,7 @@ pub fn shared(report: &mut Report, rounds: usize) {
 }
 
 /// How many copies of its bytes a value's way through a channel makes.
-const COPIES: f64 = 3.0;
+const COPIES: f64 = 2.0;
 
 /// 64 MiB through a channel, beside as many copies within a process.
 pub fn values(report: &mut Report, rounds: usize) {
@@ -99,16 +99,16 @@ pub fn values(report: &mut Report, rounds: usize) {
         (name.to_owned(), cells.to_vec())
     };
     report.table(
-        "64 MiB, as `serde_bytes::ByteBuf`, through a channel: three copies",
+        "64 MiB, as `serde_bytes::ByteBuf`, through a channel: two copies",
         &["milliseconds", "GB a second, for each copy", "the channel's speed, in parts of that"],
         &[
             row("channel, until it has been received", through, None),
-            row("three copies into memory that is there", COPIES * warm, Some(COPIES * warm / through)),
-            row("three copies into fresh memory", COPIES * fresh, Some(COPIES * fresh / through)),
+            row("two copies into memory that is there", COPIES * warm, Some(COPIES * warm / through)),
+            row("two copies into fresh memory", COPIES * fresh, Some(COPIES * fresh / through)),
         ],
     );
     report.say(
-        "The three: the value is encoded, its bytes are written to a memory file, and they are decoded from there by who receives. Fresh memory is \
-         had from the kernel and given back, as each of these three has it.",
+        "The two that it must make: from where the value is to a memory file, and from there to where it is received. Fresh memory is had from \
+         the kernel and given back, as each of these two has it.",
     );
 }
