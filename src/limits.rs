@@ -194,10 +194,7 @@ mod tests {
     fn the_words_name_the_limit() {
         let text = |signal, used| limits(&ALL).hit(signal, used).unwrap().to_string();
         assert_eq!(text(signals::XCPU, None), "it ran into its limit of CPU time (2 s)");
-        assert_eq!(
-            text(signals::ABRT, None),
-            "it may have run into its limit of memory (1073741824 bytes of address space)"
-        );
+        assert_eq!(text(signals::ABRT, None), "it may have run into its limit of memory (1073741824 bytes)");
         let kinds = ALL.map(|limit| limit.to_string());
         assert!(kinds.iter().all(|kind| kind.starts_with("limit of ")));
     }

@@ -378,11 +378,12 @@ impl Runtime {
         limit::memory_kills().is_some_and(|all| kills.account(all, counted(group), Instant::now()))
     }
 
-    /// Reads what a unit writes into these pipes, until it ends. If it has been struck off, the second one comes back.
+    /// Reads what a unit writes into these pipes, until it ends. If it has ended, the second one comes back.
     pub(crate) fn drain(&self, unit: &Unit, pipes: [Option<OwnedFd>; 2]) -> Option<OwnedFd> {
         let mut table = lock(&self.table);
         let [output, errors] = pipes;
-        if !table.units.contains_key(&unit.id) {
+        // (Its last words have been asked for, or it has been struck off as well.)
+        if !table.units.contains_key(&unit.id) || table.sinks.contains_key(&unit.id) {
             return errors;
         }
         let output = output.map(|pipe| Sink { pipe, last: None });
@@ -409,10 +410,11 @@ impl Runtime {
         }
     }
 
-    /// What a unit that has ended has written last to its standard error, if that is read here.
+    /// What a unit that has ended has written last to its standard error, if that is read here. From now on nothing of it is.
     pub(crate) fn last_words(&self, unit: &Unit) -> Option<String> {
         let mut table = lock(&self.table);
-        let sink = table.sinks.get_mut(&unit.id)?.iter_mut().find(|sink| sink.last.is_some())?;
+        let sinks = table.sinks.entry(unit.id).or_default();
+        let sink = sinks.iter_mut().find(|sink| sink.last.is_some())?;
         sink.read();
         sink.last.as_deref().map(last_lines)
     }

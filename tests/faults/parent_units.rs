@@ -353,13 +353,13 @@ behaviour! {
     }
 
     fn case_60_a_unit_that_ended_in_time_is_not_too_late_because_its_parent_stood_still() {
-        const TIMEOUT: Duration = Duration::from_millis(150);
+        const TIMEOUT: Duration = Duration::from_millis(400);
         #[derive(Serialize, Deserialize)]
         struct Quick;
         impl Subprocess for Quick {
             type Output = ();
             fn run(self) {
-                std::thread::sleep(TIMEOUT / 3);
+                std::thread::sleep(TIMEOUT / 8);
                 std::process::exit(3);
             }
         }
@@ -375,7 +375,7 @@ behaviour! {
                 error.death()?.status().code()
             }
         }
-        for _ in 0..4 {
+        for _ in 0..3 {
             let mut parent = Offspring::builder(Parent).stdout(Stdio::piped()).spawn().unwrap();
             std::io::Read::read_exact(&mut parent.take_stdout().unwrap(), &mut [0; 5]).unwrap();
             let process = parent.process().unwrap().clone();
