@@ -56,7 +56,7 @@ struct Watch {
 /// How many words of eight bytes a ring has for so many messages: for small ones, all of them.
 fn capacity(bound: u32) -> u32 {
     const SMALL: u32 = 8;
-    bound.saturating_mul(SMALL).clamp(8 << 10, 32 << 10).next_power_of_two()
+    bound.saturating_mul(SMALL).clamp(4 << 10, 32 << 10).next_power_of_two()
 }
 
 /// How many bytes are mapped.
@@ -142,7 +142,7 @@ pub(super) mod testing {
     use super::*;
 
     /// Of the smallest ring.
-    pub(in crate::channel) const CAPACITY: u32 = 8 << 10;
+    pub(in crate::channel) const CAPACITY: u32 = 4 << 10;
 
     /// The memory of a channel that has it.
     pub(in crate::channel) fn words() -> Arc<Words> {
