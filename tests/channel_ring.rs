@@ -190,6 +190,41 @@ behaviour! { through ["auto"];
         }
     }
 
+    fn a_forked_copy_of_a_receiver_receives_as_well() {
+        let (sender, receiver) = channel::<u32>(4).unwrap();
+        let (back, of_back) = channel::<u32>(4).unwrap();
+        let unit = spawn((receiver, back), |(receiver, back): (Receiver<u32>, Sender<u32>)| {
+            back.send(receiver.recv().unwrap()).unwrap();
+            // SAFETY: the unit has one thread.
+            let pid = unsafe { libc::fork() };
+            if pid == 0 {
+                assert!(receiver.recv_timeout(Duration::from_millis(10)).is_err());
+                back.send(std::process::id()).unwrap();
+                back.send(receiver.recv().unwrap()).unwrap();
+                assert!(receiver.recv().is_err());
+                // SAFETY: no conditions.
+                unsafe { libc::_exit(0) };
+            }
+            drop((receiver, back));
+            let mut status = -1;
+            // SAFETY: our own child.
+            unsafe { libc::waitpid(pid, &raw mut status, 0) };
+            status
+        });
+        sender.send(1).unwrap();
+        assert_eq!(of_back.recv().unwrap(), 1);
+        let copy = of_back.recv().unwrap();
+        for n in [2, 3] {
+            eventually("it does not sleep", || harness::state(copy) == Some('S'));
+            if n == 2 {
+                sender.send(n).unwrap();
+                assert_eq!(of_back.recv().unwrap(), n);
+            }
+        }
+        drop(sender);
+        assert_eq!(unit.unwrap().wait().unwrap(), 0);
+    }
+
     fn whatever_is_written_into_its_memory_nobody_hangs_and_the_channel_goes_on() {
         for round in 0..10_u64 {
             let (sender, receiver) = channel::<u32>(8).unwrap();

@@ -1,6 +1,8 @@
 //! An end of a channel: what it consists of, and how it crosses.
 
 use std::io;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -49,14 +51,18 @@ pub(super) struct End {
 #[derive(Debug)]
 struct Watch {
     either: OwnedFd,
-    /// A counter that is readable until the ring is known to be empty.
+    /// A counter that is readable until the ring is known to be empty; and whether it is.
     left: OwnedFd,
+    is_left: AtomicBool,
 }
 
-/// How many words of eight bytes a ring has for so many messages: for small ones, all of them.
+/// How many words of eight bytes a ring has at most.
+pub(super) const MOST: u32 = 32 << 10;
+
+/// How many it has for so many messages: for small ones, all of them.
 fn capacity(bound: u32) -> u32 {
     const SMALL: u32 = 8;
-    bound.saturating_mul(SMALL).clamp(4 << 10, 32 << 10).next_power_of_two()
+    bound.saturating_mul(SMALL).clamp(4 << 10, MOST).next_power_of_two()
 }
 
 /// How many bytes are mapped.
@@ -96,13 +102,18 @@ impl End {
 
     /// A descriptor that is readable while there is a message, or nobody can send any more. The ring is closed for it.
     pub(super) fn watched(&self) -> &OwnedFd {
+        self.ring.close();
+        if self.ring.is_copy() && self.watch.get().is_none() {
+            // A thread that a forked copy does not have may be about to make it.
+            return &self.socket;
+        }
         let watch = self.watch.get_or_init(|| {
-            self.ring.close();
             // What is in it no socket tells of.
             let watch = || -> io::Result<Watch> {
                 let left = sysio::counter()?;
-                sysio::add(&left, 1);
-                Ok(Watch { either: sysio::any_of(&[&self.socket, &left])?, left })
+                sysio::add(&left);
+                let either = sysio::any_of(&[&self.socket, &left])?;
+                Ok(Watch { either, left, is_left: AtomicBool::new(true) })
             };
             if self.ring.is_empty() { None } else { watch().ok() }
         });
@@ -111,7 +122,9 @@ impl End {
 
     /// The ring is closed and has been emptied.
     pub(super) fn is_emptied(&self) {
-        if let Some(Some(watch)) = self.watch.get() {
+        if let Some(Some(watch)) = self.watch.get()
+            && watch.is_left.swap(false, Relaxed)
+        {
             sysio::take(&watch.left);
         }
     }

@@ -5,7 +5,7 @@
 //! of how much may be sent, and is set right when the queue is seen to be empty.
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, TryLockError};
 use std::time::Instant;
 
 use super::AGAIN;
@@ -54,7 +54,7 @@ impl Gate {
     }
 
     fn ring(&self) {
-        sysio::add(&self.room, 1);
+        sysio::add(&self.room);
     }
 
     /// A sender is about to wait for room. Whatever is made from now on, it is told of.
@@ -62,13 +62,13 @@ impl Gate {
         self.words[WANTED].store(1, SeqCst);
     }
 
-    /// A sender that has waited has got room, beside so many messages that wait elsewhere. If there is more, the next is told; else it is to be
+    /// A sender that has waited has got room. If there is more, beside so many messages that wait elsewhere, the next is told; else it is to be
     /// told later.
-    pub(super) fn pass_on(&self, others: u32) {
-        if self.words[COUNT].load(SeqCst).saturating_add(others) < self.bound {
-            self.ring();
-        } else {
-            self.want();
+    pub(super) fn pass_on(&self, others: impl FnOnce() -> u32) {
+        // First the wish, for who makes room from now on; then a look.
+        self.want();
+        if self.words[COUNT].load(SeqCst).saturating_add(others()) < self.bound {
+            self.tell();
         }
     }
 
@@ -86,7 +86,12 @@ impl Gate {
     /// for a while, then whoever is counted is dead (or has been kept from his send for so long: then there is room for one more than there
     /// should be, until that is received). Whether it was set right.
     pub(super) fn suspect(&self, empty: bool) -> bool {
-        let mut suspicion = self.suspicion.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another thread does so just now (or did, when this process was forked off).
+        let mut suspicion = match self.suspicion.try_lock() {
+            Ok(suspicion) => suspicion,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
         let (turns, count) = (self.words[TURNS].load(SeqCst), self.words[COUNT].load(SeqCst));
         match *suspicion {
             _ if !empty || count == 0 => *suspicion = None,
@@ -153,7 +158,7 @@ mod tests {
         assert!(sysio::is_readable(&gate.room, 0));
         gate.hear();
         assert!(!sysio::is_readable(&gate.room, 0));
-        gate.pass_on(0);
+        gate.pass_on(|| 0);
         assert!(sysio::is_readable(&gate.room, 0));
     }
 }

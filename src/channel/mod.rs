@@ -8,6 +8,8 @@ mod reactor;
 mod receiver;
 mod ring;
 mod sender;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::sync::Arc;
@@ -72,12 +74,12 @@ use end::End;
 /// as a whole or not at all. In the socket it may leave the count of those that wait wrong, by one: then there is room for one less, until the queue
 /// has been empty, and nobody has sent or received, for a tenth of a second in which somebody has tried to.
 ///
-/// A process that means no good and has an end takes what it likes, can leave others waiting for room, and can keep who waits for a message busy. By
+/// A process that means no good and has an end takes what it likes, can leave others waiting, and can keep who waits for a message busy. By
 /// its flags alone it keeps nobody waiting who does not want to; but whoever has the same end can hold it up in the kernel, by receiving into memory
 /// that never comes, say.
 ///
 /// # Errors
-/// `InvalidInput` for a bound of 0; too many open files: an end takes four. `Unsupported` elsewhere than on Linux.
+/// `InvalidInput` for a bound of 0; too many open files: an end takes four; no memory, or a limit of a file's size (RLIMIT_FSIZE) that is less than it. `Unsupported` elsewhere than on Linux.
 pub fn channel<T>(bound: usize) -> io::Result<(Sender<T>, Receiver<T>)> {
     let bound = u32::try_from(bound).unwrap_or(u32::MAX);
     if bound == 0 {

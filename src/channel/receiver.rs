@@ -35,7 +35,7 @@ use crate::wire::crossing;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Receiver<T> {
-    end: Arc<End>,
+    pub(super) end: Arc<End>,
     message: PhantomData<fn() -> T>,
 }
 
@@ -116,17 +116,19 @@ impl<T: DeserializeOwned> Receiver<T> {
                 done => return done,
             };
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) && look == Look::Now {
-                return Err(stop);
-            }
-            look = end.wait_for_message(left);
+            look = match left {
+                // At the end of the time all is looked at once more.
+                Some(Duration::ZERO) if look == Look::Now => return Err(stop),
+                Some(Duration::ZERO) => Look::Now,
+                _ => end.wait_for_message(left),
+            };
         }
     }
 }
 
 /// What is looked for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Look {
+pub(super) enum Look {
     /// A message in the ring; one in the socket only if there can be none in the ring.
     Ring,
     /// The same, as somebody has said that there is one.
@@ -144,17 +146,21 @@ thread_local! {
 
 impl End {
     /// The next message.
-    fn receive<T: DeserializeOwned>(&self, look: Look) -> Result<T, Stop> {
+    pub(super) fn receive<T: DeserializeOwned>(&self, look: Look) -> Result<T, Stop> {
         // (When the thread ends there is none any more.)
         let mut buffer = BUFFER.try_with(Cell::take).unwrap_or_default();
         // A byte more than there can be, so that what is cut off shows.
-        buffer.resize(self.ring.most().max(SMALL + 2), 0);
+        let most = self.ring.most().max(SMALL + 2);
+        if buffer.len() < most {
+            buffer.resize(most, 0);
+        }
         let result = match self.ring.pop(&mut buffer) {
             Popped::Message(length) => self.take(&buffer[..length]),
             Popped::Closed => {
                 self.is_emptied();
                 self.hear(&mut buffer, look)
             }
+            Popped::Busy => Err(Stop::Wait(Wanted::Message)),
             Popped::Empty
                 if matches!(look, Look::Ring | Look::Told) || !sysio::is_readable(&self.socket, 0) =>
             {
@@ -163,7 +169,8 @@ impl End {
             // It has been closed meanwhile, or all senders are gone; whatever they have put in before can be seen now.
             Popped::Empty => match self.ring.pop(&mut buffer) {
                 Popped::Message(length) => self.take(&buffer[..length]),
-                _ => self.hear(&mut buffer, Look::Now),
+                Popped::Busy => Err(Stop::Wait(Wanted::Message)),
+                Popped::Empty | Popped::Closed => self.hear(&mut buffer, Look::Now),
             },
         };
         let _ = BUFFER.try_with(|kept| kept.set(buffer));
@@ -172,12 +179,13 @@ impl End {
 
     /// What has come out of the ring.
     fn take<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, Stop> {
+        self.bell.has_found();
         self.gate.tell();
         crossing::unpack(bytes, None).map_err(|error| Stop::Failed(io::Error::other(error)))
     }
 
     /// What is in the socket.
-    fn hear<T: DeserializeOwned>(&self, buffer: &mut [u8], look: Look) -> Result<T, Stop> {
+    pub(super) fn hear<T: DeserializeOwned>(&self, buffer: &mut [u8], look: Look) -> Result<T, Stop> {
         let receive = if look == Look::Wait { sysio::await_with } else { sysio::receive_with };
         let received = receive(&self.socket, buffer);
         let no_message = || Stop::Failed(io::Error::other("it is no message"));
@@ -194,7 +202,8 @@ impl End {
             // The last may have put something into the ring before it went.
             [] if self.is_over() => match self.ring.pop(buffer) {
                 Popped::Message(length) => self.take(&buffer[..length]),
-                _ => Err(Stop::Disconnected),
+                Popped::Busy => Err(Stop::Wait(Wanted::Message)),
+                Popped::Empty | Popped::Closed => Err(Stop::Disconnected),
             },
             // Of somebody who means no good, or of nobody.
             [] => Err(no_message()),
@@ -208,22 +217,25 @@ impl End {
 
     /// What somebody has found who was told that there is something.
     fn found<T>(&self, received: &Result<T, Stop>) {
-        if self.bell.is_in_vain(!matches!(received, Err(Stop::Wait(_)))) {
+        if matches!(received, Err(Stop::Wait(_))) && self.bell.is_in_vain() {
             // The kernel wakes one for each message.
             self.ring.close();
         }
     }
 
     /// Until there may be a message, nobody can send any more, or so long; where to look then.
-    fn wait_for_message(&self, time: Option<Duration>) -> Look {
-        let waiting = self.bell.wait();
+    pub(super) fn wait_for_message(&self, time: Option<Duration>) -> Look {
         if self.ring.is_closed() {
-            drop(waiting);
+            // Who put this in may have told nobody, or us, who do not listen to that any more.
+            if !self.ring.is_empty() {
+                return Look::Now;
+            }
             // If the count speaks of messages that are not there, that is looked at again.
             let again = self.gate.is_counted().then_some(AGAIN);
             sysio::wait_for(&[(self.socket.as_fd(), Sign::Readable)], time.into_iter().chain(again).min());
             return Look::Now;
         }
+        let waiting = self.bell.wait();
         if self.ring.has_news() {
             return Look::Ring;
         }
@@ -258,7 +270,7 @@ fn unpack<T: DeserializeOwned>(
 /// A message that is to be received.
 struct Receiving<'a, T> {
     receiver: &'a Receiver<T>,
-    wait: Option<(Waiting<'a>, [Registration; 2])>,
+    wait: Option<(Waiting<'a>, Vec<Registration>)>,
 }
 
 impl<T: DeserializeOwned> Future for Receiving<'_, T> {
@@ -277,7 +289,12 @@ impl<T: DeserializeOwned> Future for Receiving<'_, T> {
             // First the wish, then a second look: of whatever comes after that, it is told.
             let waiting = end.bell.wait();
             let register = |descriptor| Registration::new(descriptor, Sign::Readable, None, context.waker());
-            this.wait = Some((waiting, [register(&end.bell.tokens)?, register(&end.socket)?]));
+            let mut all = vec![register(&end.socket)?];
+            // Nobody rings any more for one that is closed.
+            if !end.ring.is_closed() {
+                all.push(register(&end.bell.tokens)?);
+            }
+            this.wait = Some((waiting, all));
             end.receive(Look::Now)
         };
         match step() {

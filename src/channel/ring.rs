@@ -12,12 +12,12 @@
 //! Anybody who has an end may write anything anywhere here. What is copied is looked at afterwards, and a ring that makes no sense is closed and
 //! empty.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicU64, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::end::{EMPTIED, FILLED, FILLER, GONE, ROOM};
+use super::end::{EMPTIED, FILLED, FILLER, GONE, MOST, ROOM};
 use crate::sys::lifecycle::generation;
 use crate::sys::memory::Words;
 
@@ -29,13 +29,15 @@ pub(super) struct Ring {
     filling: Mutex<Filling>,
     /// How far it had been filled when that was last looked at for want of messages.
     seen: AtomicU64,
+    /// The process that has made this: a forked copy may find the lock held for ever, and has claimed nothing.
+    generation: u64,
 }
 
 /// What a process that fills it keeps to itself.
 #[derive(Debug, Default)]
 struct Filling {
-    /// That it is ours, and of which process that is true.
-    claimed: Option<u64>,
+    /// That it is ours to fill.
+    is_claimed: bool,
     /// How far it had been emptied when that was last looked at for want of room.
     emptied: Place,
     /// When it was last seen that somebody can receive, and how many ends had gone by then.
@@ -44,40 +46,43 @@ struct Filling {
 
 /// So long it is taken for true that somebody can receive. A process that has died is not told of before the others have had
 /// time for a system call or two; one that lets go of its end says so.
-const LOOK: Duration = Duration::from_micros(5);
+const LOOK: Duration = Duration::from_micros(2);
 
 /// In the word that tells how far it has been filled: it never will be again.
 const CLOSED: u64 = 1 << 63;
 
-/// Which message, and where it begins. The one is counted modulo 2^31, the other in words, modulo 2^32.
+/// Which message, and at which word it begins: the one counted modulo 2^16, which is more than there are at a time, the other modulo 2^47, which
+/// takes months.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Place {
-    message: u32,
-    word: u32,
+    message: u16,
+    word: u64,
 }
 
-const MESSAGES: u32 = u32::MAX >> 1;
+const WORD: u32 = 47;
+const WORDS: u64 = (1 << WORD) - 1;
+const _: () = assert!(MOST / 2 < 1 << 16 && CLOSED == 1 << (WORD + 16));
 
 impl Place {
     fn of(word: u64) -> Self {
-        Self { message: (word >> 32) as u32 & MESSAGES, word: word as u32 }
+        Self { message: (word >> WORD) as u16, word: word & WORDS }
     }
 
     fn to_word(self) -> u64 {
-        u64::from(self.message) << 32 | u64::from(self.word)
+        u64::from(self.message) << WORD | self.word
     }
 
     /// Behind a message of so many words.
-    fn next(self, words: u32) -> Self {
-        Self { message: self.message.wrapping_add(1) & MESSAGES, word: self.word.wrapping_add(words) }
+    fn next(self, words: u64) -> Self {
+        Self { message: self.message.wrapping_add(1), word: self.word.wrapping_add(words) & WORDS }
     }
 
     fn messages_since(self, before: Self) -> u32 {
-        self.message.wrapping_sub(before.message) & MESSAGES
+        u32::from(self.message.wrapping_sub(before.message))
     }
 
-    fn words_since(self, before: Self) -> u32 {
-        self.word.wrapping_sub(before.word)
+    fn words_since(self, before: Self) -> u64 {
+        self.word.wrapping_sub(before.word) & WORDS
     }
 }
 
@@ -100,15 +105,22 @@ pub(super) enum Popped {
     Empty,
     /// And there never will be any.
     Closed,
+    /// Others were faster, again and again.
+    Busy,
 }
 
-/// How often it is tried at most: others may be faster, as often as they like.
+/// How often it is tried at most.
 const TRIES: usize = 1000;
 
 impl Ring {
     pub(super) fn new(words: Arc<Words>, capacity: u32) -> Self {
         let seen = AtomicU64::new(words.wide()[EMPTIED].load(Relaxed));
-        Self { words, capacity, filling: Mutex::default(), seen }
+        Self { words, capacity, filling: Mutex::default(), seen, generation: generation() }
+    }
+
+    /// Whether this is a forked copy of the process that has made it.
+    pub(super) fn is_copy(&self) -> bool {
+        self.generation != generation()
     }
 
     /// How many bytes a message may have: a quarter of all.
@@ -124,8 +136,8 @@ impl Ring {
         &self.words.wide()[EMPTIED]
     }
 
-    fn at(&self, word: u32) -> &AtomicU64 {
-        &self.words.wide()[ROOM + (word & (self.capacity - 1)) as usize]
+    fn at(&self, word: u64) -> &AtomicU64 {
+        &self.words.wide()[ROOM + (word & u64::from(self.capacity - 1)) as usize]
     }
 
     /// It is not filled any more, by anybody.
@@ -149,37 +161,42 @@ impl Ring {
         Place::of(self.filled().load(SeqCst)) == Place::of(self.emptied().load(SeqCst))
     }
 
-    /// How many messages are in it.
+    /// How many messages are in it, or some more: those that are being taken.
     pub(super) fn count(&self) -> u32 {
-        Place::of(self.filled().load(SeqCst)).messages_since(Place::of(self.emptied().load(SeqCst)))
+        let emptied = Place::of(self.emptied().load(SeqCst));
+        Place::of(self.filled().load(SeqCst)).messages_since(emptied)
     }
 
     /// Puts a message in, of [`Ring::most`] bytes at most, if fewer than `bound` are there. `is_over` asks whether nobody can receive any more.
     pub(super) fn push(&self, message: &[u8], bound: u32, is_over: impl FnOnce() -> bool) -> Pushed {
+        if self.is_copy() {
+            self.close();
+            return Pushed::Closed;
+        }
         let mut filling = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
-        if filling.claimed != Some(generation()) {
+        if !filling.is_claimed {
             // Whoever has it may be dead; that is not looked into.
             if self.words[FILLER].compare_exchange(0, 1, AcqRel, Relaxed).is_err() {
                 self.close();
                 return Pushed::Closed;
             }
-            *filling = Filling { claimed: Some(generation()), ..Filling::default() };
-            filling.emptied = Place::of(self.emptied().load(Acquire));
+            filling.is_claimed = true;
+            filling.emptied = Place::of(self.emptied().load(SeqCst));
         }
         let filled = self.filled().load(Relaxed);
         if filled & CLOSED != 0 {
             return Pushed::Closed;
         }
         let place = Place::of(filled);
-        let words = 1 + message.len().div_ceil(8) as u32;
+        let words = 1 + message.len().div_ceil(8) as u64;
+        let capacity = u64::from(self.capacity);
         let has_room = |emptied: Place| {
-            place.messages_since(emptied) < bound
-                && place.words_since(emptied) <= self.capacity
-                && self.capacity - place.words_since(emptied) >= words
+            let used = place.words_since(emptied);
+            place.messages_since(emptied) < bound && used <= capacity && capacity - used >= words
         };
         if !has_room(filling.emptied) {
-            filling.emptied = Place::of(self.emptied().load(Acquire));
-            if place.words_since(filling.emptied) > self.capacity {
+            filling.emptied = Place::of(self.emptied().load(SeqCst));
+            if place.words_since(filling.emptied) > capacity {
                 // Somebody has written here what he should not.
                 self.close();
                 return Pushed::Closed;
@@ -200,7 +217,7 @@ impl Ring {
         for (n, bytes) in message.chunks(8).enumerate() {
             let mut eight = [0; 8];
             eight[..bytes.len()].copy_from_slice(bytes);
-            self.at(place.word.wrapping_add(1 + n as u32)).store(u64::from_le_bytes(eight), Relaxed);
+            self.at(place.word + 1 + n as u64).store(u64::from_le_bytes(eight), Relaxed);
         }
         // Now it is there.
         let next = place.next(words).to_word();
@@ -223,7 +240,10 @@ impl Ring {
             // What was seen is behind when others have emptied it further.
             let is_ahead = |filled: u64| {
                 let filled = Place::of(filled);
-                (1..=self.capacity).contains(&filled.words_since(place)) && filled.messages_since(place) > 0
+                let words = filled.words_since(place);
+                // Each message has two words at least.
+                words <= u64::from(self.capacity)
+                    && (1..=words / 2).contains(&u64::from(filled.messages_since(place)))
             };
             if !is_ahead(filled) {
                 filled = self.filled().load(SeqCst);
@@ -241,24 +261,23 @@ impl Ring {
                 || length > self.most().min(buffer.len())
                 || words > there as usize
             {
-                // It has been emptied meanwhile, or makes no sense.
-                fence(Acquire);
-                if self.emptied().load(SeqCst) == before {
+                // It has been emptied meanwhile (which only the latest can tell: hence no load), or makes no sense.
+                if self.emptied().compare_exchange(before, before, SeqCst, SeqCst).is_ok() {
                     return self.give_up();
                 }
                 continue;
             }
             for (n, bytes) in buffer[..length].chunks_mut(8).enumerate() {
-                let word = self.at(place.word.wrapping_add(1 + n as u32)).load(Relaxed);
+                let word = self.at(place.word + 1 + n as u64).load(Relaxed);
                 bytes.copy_from_slice(&word.to_le_bytes()[..bytes.len()]);
             }
             // If it has not been taken by another meanwhile, nobody has written there, and now it is ours.
-            let next = place.next(words as u32).to_word();
+            let next = place.next(words as u64).to_word();
             if self.emptied().compare_exchange(before, next, SeqCst, Relaxed).is_ok() {
                 return Popped::Message(length);
             }
         }
-        Popped::Empty
+        Popped::Busy
     }
 
     /// Somebody has written here what he should not.
@@ -272,8 +291,9 @@ impl Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
+        let is_copy = self.is_copy();
         let filling = self.filling.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if filling.claimed == Some(generation()) {
+        if filling.is_claimed && !is_copy {
             // The next may have it.
             self.words[FILLER].store(0, Release);
         }
@@ -283,146 +303,4 @@ impl Drop for Ring {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::channel::end::testing::{self, words};
-    use proptest::prelude::*;
-
-    fn ring(words: &Arc<Words>) -> Ring {
-        Ring::new(words.clone(), testing::CAPACITY)
-    }
-
-    fn push(ring: &Ring, message: &[u8]) -> Pushed {
-        ring.push(message, 1000, || false)
-    }
-
-    fn pop(ring: &Ring) -> Result<Vec<u8>, Popped> {
-        let mut buffer = vec![0; ring.most()];
-        match ring.pop(&mut buffer) {
-            Popped::Message(length) => Ok(buffer[..length].to_vec()),
-            other => Err(other),
-        }
-    }
-
-    #[test]
-    fn what_is_put_in_comes_out_in_its_order_in_whatever_process() {
-        let words = words();
-        let (ours, theirs, others) = (ring(&words), ring(&words), ring(&words));
-        let message = |n: usize| vec![n as u8; 1 + n * 61 % ours.most()];
-        let (mut pushed, mut popped) = (0, 0);
-        while popped < 2000 {
-            while pushed < 2000 && push(&ours, &message(pushed)) == Pushed::Done {
-                pushed += 1;
-            }
-            for ring in [&theirs, &others, &theirs] {
-                match pop(ring) {
-                    Ok(bytes) => assert_eq!(bytes, message(popped)),
-                    Err(other) => assert_eq!((other, popped), (Popped::Empty, pushed)),
-                }
-                popped = (popped + 1).min(pushed);
-            }
-        }
-        assert_eq!((pop(&theirs), theirs.count()), (Err(Popped::Empty), 0));
-    }
-
-    #[test]
-    fn the_bound_is_exact_and_so_is_the_room() {
-        let words = words();
-        let ring = ring(&words);
-        for bound in [1, 2, 100] {
-            (0..bound).for_each(|_| assert_eq!(ring.push(b"small", bound, || false), Pushed::Done));
-            assert_eq!(ring.push(b"small", bound, || false), Pushed::Full);
-            (0..bound).for_each(|_| assert!(pop(&ring).is_ok()));
-        }
-        let large = vec![1; ring.most()];
-        // Each has a word for its length.
-        (0..3).for_each(|_| assert_eq!(push(&ring, &large), Pushed::Done));
-        assert_eq!(push(&ring, &large), Pushed::Full);
-        assert_eq!(ring.count(), 3);
-    }
-
-    #[test]
-    fn one_fills_it_until_he_lets_go_of_it_and_a_second_closes_it() {
-        let words = words();
-        let (first, second, third) = (ring(&words), ring(&words), ring(&words));
-        assert_eq!(push(&first, b"first"), Pushed::Done);
-        drop(first);
-        assert_eq!(push(&second, b"second"), Pushed::Done);
-        assert!(!third.is_closed());
-        assert_eq!(push(&third, b"third"), Pushed::Closed);
-        assert_eq!(push(&second, b"fourth"), Pushed::Closed);
-        assert_eq!((pop(&third).unwrap(), pop(&second).unwrap()), (b"first".to_vec(), b"second".to_vec()));
-        assert_eq!((pop(&third), pop(&second)), (Err(Popped::Closed), Err(Popped::Closed)));
-    }
-
-    #[test]
-    fn it_is_asked_whether_anybody_receives_when_an_end_has_gone() {
-        let words = words();
-        let (ours, theirs) = (ring(&words), ring(&words));
-        assert_eq!(ours.push(b"first", 9, || true), Pushed::Over);
-        assert_eq!(push(&ours, b"first"), Pushed::Done);
-        drop(theirs);
-        assert_eq!(ours.push(b"second", 9, || true), Pushed::Over);
-        assert_eq!(ours.count(), 1);
-    }
-
-    #[test]
-    fn many_threads_take_each_message_once() {
-        const COUNT: u32 = 20_000;
-        let words = words();
-        let rings: Vec<Ring> = (0..3).map(|_| ring(&words)).collect();
-        let received: Vec<Vec<u32>> = std::thread::scope(|scope| {
-            let take = |ring: &Ring| {
-                let mut all = Vec::new();
-                loop {
-                    match pop(ring) {
-                        Ok(bytes) => all.push(u32::from_le_bytes(bytes.try_into().unwrap())),
-                        Err(Popped::Closed) => return all,
-                        Err(_) => std::thread::yield_now(),
-                    }
-                }
-            };
-            let takers: Vec<_> =
-                rings.iter().chain([&rings[0]]).map(|ring| scope.spawn(move || take(ring))).collect();
-            let filler = ring(&words);
-            for n in 0..COUNT {
-                while filler.push(&n.to_le_bytes(), 8, || false) != Pushed::Done {
-                    std::thread::yield_now();
-                }
-            }
-            filler.close();
-            takers.into_iter().map(|taker| taker.join().unwrap()).collect()
-        });
-        assert!(received.iter().all(|list| list.is_sorted()));
-        let mut all: Vec<u32> = received.into_iter().flatten().collect();
-        all.sort_unstable();
-        assert_eq!(all, (0..COUNT).collect::<Vec<_>>());
-    }
-
-    proptest! {
-        /// Whatever stands in the memory, each step ends, and after some of them all goes by the socket or the ring works.
-        #[test]
-        fn rubbish_ends_in_a_ring_that_works_or_is_closed(rubbish in proptest::collection::vec((0..2_usize, any::<u64>(), 0..64_u32), 1..20)) {
-            let words = words();
-            let (ours, theirs) = (ring(&words), ring(&words));
-            for (place, value, shift) in rubbish {
-                let _ = push(&ours, b"message");
-                // Often near to what is there.
-                let word = &words.wide()[[EMPTIED, FILLED][place]];
-                word.fetch_xor(value >> shift & !CLOSED, SeqCst);
-                words.wide()[ROOM].store(value.rotate_left(shift), SeqCst);
-                let _ = push(&ours, b"message");
-                let _ = pop(&theirs);
-            }
-            let mut left = 0;
-            while pop(&theirs).is_ok() {
-                left += 1;
-                prop_assert!(left <= testing::CAPACITY);
-            }
-            match push(&ours, b"at last") {
-                Pushed::Done => prop_assert_eq!(pop(&theirs).unwrap(), b"at last".to_vec()),
-                other => prop_assert_eq!(other, Pushed::Closed),
-            }
-        }
-    }
-}
+mod tests;

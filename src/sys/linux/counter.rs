@@ -25,19 +25,19 @@ fn is_ready(counter: &OwnedFd, what: PollFlags) -> bool {
     poll(&mut [PollFd::new(counter, what)], Some(&time)).is_ok_and(|ready| ready > 0)
 }
 
-/// Adds so many, if there is room. (Else it is readable already.)
+/// Adds one, if there is room. (Else it is readable already.)
 ///
 /// The kernel has no write to it that never waits, so it is asked first. Who fills it to the brim between the two, which is 2^64, and has
 /// made it one that waits, keeps the caller until somebody reads it.
-pub(crate) fn add(counter: &OwnedFd, count: u32) {
+pub(crate) fn add(counter: &OwnedFd) {
     if is_ready(counter, PollFlags::OUT) {
-        add_unasked(counter, count);
+        add_unasked(counter);
     }
 }
 
 /// The same, of one that has just been seen to have room.
-pub(crate) fn add_unasked(counter: &OwnedFd, count: u32) {
-    let _ = rustix::io::write(counter, &u64::from(count).to_ne_bytes());
+pub(crate) fn add_unasked(counter: &OwnedFd) {
+    let _ = rustix::io::write(counter, &1_u64.to_ne_bytes());
 }
 
 /// Takes what there is, of a semaphore one; whether there was any.

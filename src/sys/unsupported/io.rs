@@ -148,9 +148,9 @@ pub(crate) fn semaphore() -> Result<OwnedFd> {
     super::none()
 }
 
-pub(crate) fn add(_: &OwnedFd, _: u32) {}
+pub(crate) fn add(_: &OwnedFd) {}
 
-pub(crate) fn add_unasked(_: &OwnedFd, _: u32) {}
+pub(crate) fn add_unasked(_: &OwnedFd) {}
 
 pub(crate) fn look_at(_: &OwnedFd, _: &OwnedFd) -> (bool, bool) {
     (false, false)
