@@ -168,6 +168,25 @@ behaviour! { through ["auto"];
         assert_eq!(receiver.recv().unwrap(), 1);
     }
 
+    fn a_forked_copy_that_polls_is_told_of_what_is_left_as_well() {
+        let (sender, receiver) = channel::<u32>(4).unwrap();
+        let unit = spawn((sender, receiver), |(sender, receiver): (Sender<u32>, Receiver<u32>)| {
+            sender.send(1).unwrap();
+            // SAFETY: the unit has one thread.
+            let pid = unsafe { libc::fork() };
+            if pid == 0 {
+                let is_so = is_readable(&receiver) && receiver.try_recv().is_ok() && receiver.try_recv().is_err() && !is_readable(&receiver);
+                // SAFETY: no conditions.
+                unsafe { libc::_exit(i32::from(!is_so)) };
+            }
+            let mut status = -1;
+            // SAFETY: our own child.
+            unsafe { libc::waitpid(pid, &raw mut status, 0) };
+            status
+        });
+        assert_eq!(unit.unwrap().wait().unwrap(), 0);
+    }
+
     fn a_forked_copy_of_a_sender_sends_as_well() {
         for _ in 0..20 {
             let (sender, receiver) = channel::<(u32, u32)>(4).unwrap();

@@ -34,6 +34,13 @@ pub(super) struct Waiting<'a> {
     process: u64,
 }
 
+/// So many are told of a message at most; those beyond, of the next.
+const MANY: u32 = 64;
+
+/// So often in a row somebody is told in vain. (All tokens of one message may be his, for others who are dead.)
+const OFTEN: u32 = 32;
+const _: () = assert!(OFTEN < MANY);
+
 /// This process, for the upper half.
 fn process() -> u64 {
     generation() << 32
@@ -75,8 +82,6 @@ impl Bell {
 
     /// A message has been put in: all who wait are told. `has_room`: the semaphore has just been seen to.
     pub(super) fn ring(&self, has_room: bool) {
-        // Those beyond are told of the next.
-        const MANY: u32 = 64;
         let count = self.words[WAITING].load(SeqCst).min(MANY);
         for n in 0..count {
             // One by one: so many may have no room where one has.
@@ -104,7 +109,6 @@ impl Bell {
     /// Somebody was told, and has found nothing. Whether that is so all the time: because many are told of each message, of whom one gets it, or because
     /// of tokens for those who have died.
     pub(super) fn is_in_vain(&self) -> bool {
-        const OFTEN: u32 = 64;
         self.vain.fetch_add(1, Relaxed) >= OFTEN
     }
 

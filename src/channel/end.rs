@@ -44,7 +44,8 @@ pub(super) struct End {
     pub(super) gate: Gate,
     pub(super) bell: Bell,
     memory: OwnedFd,
-    watch: OnceLock<Option<Watch>>,
+    /// The second is a forked copy's: a thread that it does not have may be about to make the first.
+    watches: [OnceLock<Option<Watch>>; 2],
 }
 
 /// For who polls an end by himself: one descriptor for both the socket and what is left in the ring.
@@ -90,7 +91,7 @@ impl End {
             gate: Gate::new(words.clone(), room, bound),
             bell: Bell::new(words, tokens),
             memory,
-            watch: OnceLock::new(),
+            watches: Default::default(),
         })
     }
 
@@ -103,11 +104,7 @@ impl End {
     /// A descriptor that is readable while there is a message, or nobody can send any more. The ring is closed for it.
     pub(super) fn watched(&self) -> &OwnedFd {
         self.ring.close();
-        if self.ring.is_copy() && self.watch.get().is_none() {
-            // A thread that a forked copy does not have may be about to make it.
-            return &self.socket;
-        }
-        let watch = self.watch.get_or_init(|| {
+        let watch = self.watches[usize::from(self.ring.is_copy())].get_or_init(|| {
             // What is in it no socket tells of.
             let watch = || -> io::Result<Watch> {
                 let left = sysio::counter()?;
@@ -122,10 +119,10 @@ impl End {
 
     /// The ring is closed and has been emptied.
     pub(super) fn is_emptied(&self) {
-        if let Some(Some(watch)) = self.watch.get()
-            && watch.is_left.swap(false, Relaxed)
-        {
-            sysio::take(&watch.left);
+        for watch in self.watches.iter().filter_map(|watch| watch.get()?.as_ref()) {
+            if watch.is_left.swap(false, Relaxed) {
+                sysio::take(&watch.left);
+            }
         }
     }
 

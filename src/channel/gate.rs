@@ -4,8 +4,9 @@
 //! share. Anybody may die between a message and its count, or write there what he likes: the count is never more than a guess
 //! of how much may be sent, and is set right when the queue is seen to be empty.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
-use std::sync::{Arc, Mutex, TryLockError};
 use std::time::Instant;
 
 use super::AGAIN;
@@ -19,13 +20,18 @@ pub(super) struct Gate {
     /// A counter that is readable while there is news of room.
     pub(super) room: OwnedFd,
     pub(super) bound: u32,
-    /// What was seen the last time that the count spoke of messages and the queue was empty: the turns, and when that was.
-    suspicion: Mutex<Option<(u32, Instant)>>,
+    made: Instant,
+    /// What was seen the last time that the count spoke of messages and the queue was empty: the turns, and when that was, in milliseconds since this was
+    /// made, with the highest bit set; or 0. (No lock: a forked copy might find it held for ever.)
+    suspicion: AtomicU64,
 }
+
+/// The bits of a time.
+const LATEST: u32 = u32::MAX >> 1;
 
 impl Gate {
     pub(super) fn new(words: Arc<Words>, room: OwnedFd, bound: u32) -> Self {
-        Self { words, room, bound, suspicion: Mutex::default() }
+        Self { words, room, bound, made: Instant::now(), suspicion: AtomicU64::new(0) }
     }
 
     /// A message is about to be sent, if there is room for it beside so many that wait elsewhere.
@@ -86,28 +92,25 @@ impl Gate {
     /// for a while, then whoever is counted is dead (or has been kept from his send for so long: then there is room for one more than there
     /// should be, until that is received). Whether it was set right.
     pub(super) fn suspect(&self, empty: bool) -> bool {
-        // Another thread does so just now (or did, when this process was forked off).
-        let mut suspicion = match self.suspicion.try_lock() {
-            Ok(suspicion) => suspicion,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return false,
-        };
         let (turns, count) = (self.words[TURNS].load(SeqCst), self.words[COUNT].load(SeqCst));
-        match *suspicion {
-            _ if !empty || count == 0 => *suspicion = None,
-            Some((before, since)) if before == turns => {
-                if since.elapsed() >= AGAIN
-                    && self.words[COUNT].compare_exchange(count, 0, SeqCst, SeqCst).is_ok()
-                {
-                    *suspicion = None;
-                    self.words[TURNS].fetch_add(1, SeqCst);
-                    self.ring();
-                    return true;
-                }
-            }
-            _ => *suspicion = Some((turns, Instant::now())),
+        if !empty || count == 0 {
+            self.suspicion.store(0, SeqCst);
+            return false;
         }
-        false
+        let now = self.made.elapsed().as_millis() as u32 & LATEST;
+        let before = self.suspicion.load(SeqCst);
+        if before == 0 || (before >> 32) as u32 != turns {
+            self.suspicion.store(u64::from(turns) << 32 | u64::from(now | !LATEST), SeqCst);
+            return false;
+        }
+        let is_long_ago = u128::from(now.wrapping_sub(before as u32) & LATEST) >= AGAIN.as_millis();
+        let is_right = is_long_ago && self.words[COUNT].compare_exchange(count, 0, SeqCst, SeqCst).is_ok();
+        if is_right {
+            self.suspicion.store(0, SeqCst);
+            self.words[TURNS].fetch_add(1, SeqCst);
+            self.ring();
+        }
+        is_right
     }
 }
 

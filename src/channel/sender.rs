@@ -271,6 +271,10 @@ impl<T: Serialize> Future for Sending<'_, T> {
                 // First the wish, then a second look.
                 this.waits = match wanted {
                     Wanted::Place => {
+                        if has_waited {
+                            // As who waits in `send_until`.
+                            end.bell.insist();
+                        }
                         end.ask_for_room();
                         vec![
                             Registration::new(&end.gate.room, Sign::Readable, Some(AGAIN), context.waker())?,

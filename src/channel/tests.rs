@@ -134,6 +134,42 @@ fn who_waits_and_is_counted_no_more_is_told_by_who_finds_no_room() {
 }
 
 #[test]
+fn one_who_awaits_room_tells_who_is_counted_no_more() {
+    let (sender, receiver) = channel::<u8>(1).unwrap();
+    let receives = std::thread::spawn(move || receiver.into_iter().collect::<Vec<u8>>());
+    while !sender.end.bell.has_waiting() {
+        std::thread::yield_now();
+    }
+    sender.end.bell.forget_all();
+    sender.send(1).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(sender.send_async(2)).unwrap();
+    drop(sender);
+    assert_eq!(receives.join().unwrap(), [1, 2]);
+}
+
+#[test]
+fn wishes_of_those_who_have_died_are_not_answered_for_ever() {
+    let (sender, receiver) = channel::<u8>(2).unwrap();
+    (0..100).for_each(|_| std::mem::forget(receiver.end.bell.wait()));
+    let receives = std::thread::spawn(move || receiver.into_iter().count());
+    let mut count = 0;
+    // Each is answered once it has been received and the next is waited for.
+    while !sender.end.ring.is_closed() {
+        sender.send_timeout(1, LONG).unwrap();
+        count += 1;
+        assert!(count < 1000);
+        while !(sender.end.ring.is_closed()
+            || sender.end.ring.is_empty() && !sysio::is_readable(&sender.end.bell.tokens, 0))
+        {
+            std::thread::yield_now();
+        }
+    }
+    drop(sender);
+    assert_eq!(receives.join().unwrap(), count);
+}
+
+#[test]
 fn tokens_for_those_who_have_died_are_not_taken_for_ever() {
     let (sender, receiver) = channel::<u8>(2).unwrap();
     (0..200).for_each(|_| sysio::add(&sender.end.bell.tokens));

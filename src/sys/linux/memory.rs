@@ -62,6 +62,8 @@ impl Draft {
 
     /// Writes these over what is there.
     pub(crate) fn change(&self, offset: usize, bytes: &[u8]) -> io::Result<()> {
+        // The limit may be another than when this was written.
+        allowed((offset + bytes.len()) as u64)?;
         write_at(&self.0.file, offset as u64, bytes)
     }
 
