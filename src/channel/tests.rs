@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, Waker};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::end::End;
@@ -26,15 +27,21 @@ fn another(sender: &Sender<u8>) -> Sender<u8> {
     Sender::new(Arc::new(sender.end.other(sysio::duplicate(&sender.end.socket).unwrap()).unwrap()))
 }
 
+/// All that comes, by a thread that waits for it now.
+fn receives(sender: &Sender<u8>, receiver: Receiver<u8>) -> JoinHandle<Vec<u8>> {
+    let thread = std::thread::spawn(move || receiver.into_iter().collect());
+    while !sender.end.bell.has_waiting() {
+        std::thread::yield_now();
+    }
+    thread
+}
+
 #[test]
 fn a_message_that_its_sender_could_not_tell_of_keeps_nobody_waiting() {
     for bound in [1, 2] {
         let (dead, receiver) = channel::<u8>(bound).unwrap();
         let sender = another(&dead);
-        let receives = std::thread::spawn(move || receiver.into_iter().collect::<Vec<u8>>());
-        while !dead.end.bell.has_waiting() {
-            std::thread::yield_now();
-        }
+        let receives = receives(&dead, receiver);
         assert_eq!(push(&dead.end, 1), Pushed::Done);
         sender.send_timeout(2, LONG).unwrap();
         sender.send_timeout(3, LONG).unwrap();
@@ -120,32 +127,21 @@ fn the_bound_is_that_of_both_ways_together() {
 
 #[test]
 fn who_waits_and_is_counted_no_more_is_told_by_who_finds_no_room() {
-    let (sender, receiver) = channel::<u8>(1).unwrap();
-    let receives = std::thread::spawn(move || receiver.into_iter().collect::<Vec<u8>>());
-    while !sender.end.bell.has_waiting() {
-        std::thread::yield_now();
+    let send = |sender: &Sender<u8>| sender.send_timeout(2, LONG).is_ok();
+    let send_async = |sender: &Sender<u8>| {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(sender.send_async(2)).is_ok()
+    };
+    for send in [&send as &dyn Fn(&Sender<u8>) -> bool, &send_async] {
+        let (sender, receiver) = channel::<u8>(1).unwrap();
+        let receives = receives(&sender, receiver);
+        // By somebody who means no good, say.
+        sender.end.bell.forget_all();
+        sender.send(1).unwrap();
+        assert!(send(&sender));
+        drop(sender);
+        assert_eq!(receives.join().unwrap(), [1, 2]);
     }
-    // By somebody who means no good, say.
-    sender.end.bell.forget_all();
-    sender.send(1).unwrap();
-    sender.send_timeout(2, LONG).unwrap();
-    drop(sender);
-    assert_eq!(receives.join().unwrap(), [1, 2]);
-}
-
-#[test]
-fn one_who_awaits_room_tells_who_is_counted_no_more() {
-    let (sender, receiver) = channel::<u8>(1).unwrap();
-    let receives = std::thread::spawn(move || receiver.into_iter().collect::<Vec<u8>>());
-    while !sender.end.bell.has_waiting() {
-        std::thread::yield_now();
-    }
-    sender.end.bell.forget_all();
-    sender.send(1).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(sender.send_async(2)).unwrap();
-    drop(sender);
-    assert_eq!(receives.join().unwrap(), [1, 2]);
 }
 
 #[test]
