@@ -47,6 +47,29 @@ behaviour! { through ["auto"];
             assert_eq!(receiver.recv().unwrap().3, 2);
         }
     }
+
+    fn a_limit_that_comes_in_the_middle_of_a_message_ends_nobody() {
+        let (sender, _receiver) = channel::<Lowers>(2).unwrap();
+        let error = sender.send(Lowers).unwrap_err();
+        assert!(matches!(error, SendError::Failed(..)), "{error}");
+    }
+}
+
+/// Announces three elements and has two; the second takes away what room there is for files, when the first is in one.
+#[derive(Debug)]
+struct Lowers;
+
+impl serde::Serialize for Lowers {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeSeq;
+        let mut sequence = serializer.serialize_seq(Some(3))?;
+        sequence.serialize_element(&"x".repeat(200_000))?;
+        let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: a valid record.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const none) }, 0);
+        sequence.serialize_element(&1)?;
+        sequence.end()
+    }
 }
 
 behaviour! { through ["auto"];
