@@ -5,6 +5,7 @@ use crate::report::Report;
 use crate::server::Server;
 use crate::turns::{
     Contender, SLOW, Samples, available, bursts, contenders, every, median, pause, place, quantile, turns,
+    whole,
 };
 use crate::ways::now;
 
@@ -193,9 +194,18 @@ pub fn memory(report: &mut Report, rounds: usize, without: &[(&'static str, f64)
     });
 }
 
-/// Units per second.
-pub fn rates(report: &mut Report, rounds: usize) {
-    let mut contenders = contenders(|_| true);
+/// Units per second, with so many GiB touched in the parent; with any, of few.
+pub fn rates(report: &mut Report, rounds: usize, gib: usize) {
+    let few = ["fork", "Command", "offspring", "offspring: result"];
+    let mut contenders = contenders(|name| gib == 0 || few.contains(&name));
+    if gib > 0 {
+        add(&mut contenders, "memory", gib << 30);
+        for contender in &mut contenders {
+            // The first one finds it new.
+            let starts: Vec<_> = (0..2).filter_map(|_| contender.server.start()).collect();
+            contender.usual = starts.last().map_or(contender.usual, |times| whole(*times));
+        }
+    }
     let mut all: Vec<[Vec<f64>; 2]> = vec![Default::default(); contenders.len()];
     // As many as take about half a second, or less where fewer rounds are wanted; enough to be under way for most of it.
     let time = rounds.clamp(100, 500) as f64 * 1000.0;
@@ -220,11 +230,15 @@ pub fn rates(report: &mut Report, rounds: usize) {
             (contender.name.to_owned(), vec![cell(0), cell(1)])
         })
         .collect();
+    let touched = if gib > 0 { format!(", {gib} GiB touched") } else { String::new() };
     report.table(
-        "Units per second, until the last is reaped (ratio to fork's)",
+        &format!("Units per second, until the last is reaped{touched} (ratio to fork's)"),
         &["one after the other", "eight under way"],
         &rows,
     );
+    if gib > 0 {
+        return;
+    }
     report.chart(Chart {
         file: "rate",
         title: "Units per second, eight under way".into(),

@@ -35,7 +35,7 @@ fn main() {
         measure::growth(&mut report, rounds);
     }
     if wanted("rate") {
-        measure::rates(&mut report, rounds);
+        measure::rates(&mut report, rounds, 0);
     }
     if wanted("carry") {
         measure::payloads(&mut report, rounds);
@@ -43,6 +43,7 @@ fn main() {
     // Last: machines that are virtual take back what has been freed, and that is felt for a minute.
     if wanted("memory") {
         measure::memory(&mut report, rounds, &without);
+        measure::rates(&mut report, rounds, 1);
     }
     println!("{}", report.text);
     if only.is_none() {

@@ -43,7 +43,7 @@ pub struct Contender {
 }
 
 /// When a start was over: what is not waited for is 0.
-fn whole(times: [f64; 4]) -> f64 {
+pub fn whole(times: [f64; 4]) -> f64 {
     times[2].max(times[3])
 }
 
