@@ -1,8 +1,8 @@
 //! Who waits for messages that the kernel does not know of.
 //!
-//! Whoever is about to wait makes a wish, which is counted, looks once more, and waits for a semaphore. Whoever has put a message in answers all
-//! wishes that are counted, each by a token, and takes them off the count. A token is taken for each wish, by whoever waits and finds one. So for each that waits there is a
-//! token, or he is counted; whatever becomes of one of them, the others are told.
+//! Whoever is about to wait makes a wish, which is counted, looks once more, and waits for a semaphore. Whoever has put a message in answers the
+//! wishes that are counted, each by a token, and takes them off the count. A token is taken for each wish, by whoever waits and finds one. So for
+//! each that waits there is a token, or he is counted; whatever becomes of one of them, the others are told.
 //!
 //! A wish cannot be taken back, for it may just be being answered. Whoever did not wait after all keeps it for the next time.
 

@@ -64,10 +64,11 @@ use end::End;
 /// a message that nobody has received) is there. So is one in a process that was forked off by code that knows nothing of this.
 ///
 /// # How messages go
-/// Small ones go by memory that all ends have in common, without a system call where nobody sleeps: 32 KiB of it, up to 256 KiB for a large
-/// bound, a quarter of it for one message. That ends for good when a second process sends while the first that has done so keeps its end (or is
-/// dead), when a message is larger or has descriptors, or when a [`Receiver`] is asked for its descriptor. From then on all go by a socket, which
-/// costs a system call for each at either end, and by default has room for some 500 small ones (`net.core.wmem_max`). The order stays.
+/// Small ones go by memory that all ends have in common, mostly without a system call (every two microseconds at most, a sender asks whether anybody
+/// receives; who sleeps is woken): 32 KiB of it, up to 256 KiB for a large bound, a quarter of it, and 32 KiB at most, for one message. That ends for
+/// good when a second process sends while the first that has done so keeps its end (or is dead), when a message is larger or has descriptors, or when
+/// a [`Receiver`] is asked for its descriptor. From then on all go by a socket, which costs a system call for each at either end, and by default has
+/// room for some 500 small ones (`net.core.wmem_max`). The order stays.
 ///
 /// # Death
 /// A process that dies in the middle of a send or a receive loses that one message, and keeps nobody waiting: a message is there

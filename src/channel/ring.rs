@@ -118,6 +118,11 @@ impl Ring {
         Self { words, capacity, filling: Mutex::default(), seen, generation: generation() }
     }
 
+    #[cfg(test)]
+    pub(super) fn gone(&self) -> u32 {
+        self.words[GONE].load(SeqCst)
+    }
+
     /// Whether this is a forked copy of the process that has made it.
     pub(super) fn is_copy(&self) -> bool {
         self.generation != generation()

@@ -166,6 +166,33 @@ fn wishes_of_those_who_have_died_are_not_answered_for_ever() {
 }
 
 #[test]
+fn who_sees_that_an_end_has_gone_finds_it_so() {
+    for _ in 0..300 {
+        let (sender, receiver) = channel::<u8>(1).unwrap();
+        let before = sender.end.ring.gone();
+        let drops = std::thread::spawn(move || drop(receiver));
+        while sender.end.ring.gone() == before {
+            std::hint::spin_loop();
+        }
+        assert!(sender.end.is_over());
+        drops.join().unwrap();
+    }
+}
+
+#[test]
+fn a_quarter_of_the_memory_is_for_one_message_and_32_kib_at_most() {
+    for (bound, most) in [(1, 8 << 10), (1024, 16 << 10), (usize::MAX, 32 << 10)] {
+        let (sender, receiver) = channel::<serde_bytes::ByteBuf>(bound).unwrap();
+        // The codec has three bytes in front, or five.
+        for (size, is_closed) in [(most - 5, false), (most, true)] {
+            sender.send(serde_bytes::ByteBuf::from(vec![1; size])).unwrap();
+            assert_eq!(sender.end.ring.is_closed(), is_closed, "{bound}: {size}");
+            assert_eq!(receiver.recv().unwrap().len(), size);
+        }
+    }
+}
+
+#[test]
 fn tokens_for_those_who_have_died_are_not_taken_for_ever() {
     let (sender, receiver) = channel::<u8>(2).unwrap();
     (0..200).for_each(|_| sysio::add(&sender.end.bell.tokens));
