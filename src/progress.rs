@@ -126,7 +126,6 @@ fn parse(place: &[AtomicU32]) -> Progress {
 }
 
 #[cfg(test)]
-#[cfg_attr(miri, ignore = "Miri has no files in memory")]
 mod tests {
     use super::*;
 

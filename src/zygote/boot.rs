@@ -44,17 +44,17 @@ pub(crate) fn marker(claim: &Claim, anchor: u64) -> String {
 
 /// What a marker claims, if it is meant for this copy of the crate.
 pub(crate) fn claim(value: &[u8]) -> Option<Claim> {
-    parse(std::str::from_utf8(value).ok()?, sys::image::anchor())
+    parse(std::str::from_utf8(value).ok()?, sys::image::anchor)
 }
 
-fn parse(value: &str, anchor: u64) -> Option<Claim> {
+fn parse(value: &str, anchor: impl FnOnce() -> u64) -> Option<Claim> {
     let mut parts = value.split(':');
     let mut next = || parts.next();
     (next()? == "offspring-1").then_some(())?;
     let role = next()?;
     let role = [Role::Child, Role::Zygote].into_iter().find(|known| known.word() == role)?;
     let parent = next()?.parse().ok()?;
-    (u64::from_str_radix(next()?, 16).ok()? == anchor).then_some(())?;
+    (u64::from_str_radix(next()?, 16).ok()? == anchor()).then_some(())?;
     let nonce = u64::from_str_radix(next()?, 16).ok()?;
     next().is_none().then_some(Claim { role, parent, nonce })
 }
@@ -80,8 +80,8 @@ mod tests {
         for role in [Role::Child, Role::Zygote] {
             let claim = Claim { role, parent: 17, nonce: 0xfeed };
             let value = marker(&claim, 0xa0);
-            assert_eq!(parse(&value, 0xa1), None);
-            assert_eq!(parse(&value, 0xa0), Some(claim));
+            assert_eq!(parse(&value, || 0xa1), None);
+            assert_eq!(parse(&value, || 0xa0), Some(claim));
         }
     }
 
@@ -95,7 +95,7 @@ mod tests {
             "offspring-1:child:1:a0:1:2",
             "offspring-1:egg:1:a0:1",
         ] {
-            assert_eq!(parse(value, 0xa0), None, "{value}");
+            assert_eq!(parse(value, || 0xa0), None, "{value}");
         }
     }
 }
