@@ -73,15 +73,26 @@ pub(super) struct Decoder<D> {
 }
 
 impl<D> Decoder<D> {
-    fn wrap<V>(visitor: V, room: Room, in_some: bool) -> Wrapped<V> {
-        Wrapped { visitor, room, in_some }
+    fn wrap<V>(visitor: V, room: Room, in_some: bool, wanted: Wanted) -> Wrapped<V> {
+        Wrapped { visitor, room, in_some, wanted }
     }
 }
 
+/// What the type has asked for, where it matters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// Whatever there is.
+    Any,
+    /// A string or bytes that it will keep.
+    Owned,
+    Other,
+}
+
 macro_rules! hand_through {
-    ($($method:ident($($arg:ident: $ty:ty),*) => $inner:ident,)*) => {$(
+    ($($method:ident($($arg:ident: $ty:ty),*) => $inner:ident $($wanted:ident)?,)*) => {$(
         fn $method<V: Visitor<'de>>(self, $($arg: $ty,)* visitor: V) -> Result<V::Value, D::Error> {
-            self.inner.$inner($($arg,)* Self::wrap(visitor, self.room, self.in_some))
+            let wanted = [Wanted::Other, $(Wanted::$wanted)?];
+            self.inner.$inner($($arg,)* Self::wrap(visitor, self.room, self.in_some, wanted[wanted.len() - 1]))
         }
     )*};
 }
@@ -94,7 +105,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Decoder<D> {
     }
 
     hand_through! {
-        deserialize_any() => deserialize_any,
+        deserialize_any() => deserialize_any Any,
         deserialize_bool() => deserialize_bool,
         deserialize_i8() => deserialize_i8,
         deserialize_i16() => deserialize_i16,
@@ -110,9 +121,9 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Decoder<D> {
         deserialize_f64() => deserialize_f64,
         deserialize_char() => deserialize_char,
         deserialize_str() => deserialize_str,
-        deserialize_string() => deserialize_string,
+        deserialize_string() => deserialize_string Owned,
         deserialize_bytes() => deserialize_bytes,
-        deserialize_byte_buf() => deserialize_byte_buf,
+        deserialize_byte_buf() => deserialize_byte_buf Owned,
         deserialize_unit() => deserialize_any,
         deserialize_seq() => deserialize_seq,
         deserialize_tuple(len: usize) => deserialize_tuple,
@@ -128,7 +139,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Decoder<D> {
         if self.in_some {
             return self.inner.deserialize_any(Marked { visitor, room: self.room });
         }
-        self.inner.deserialize_option(Self::wrap(visitor, self.room, false))
+        self.inner.deserialize_option(Self::wrap(visitor, self.room, false, Wanted::Other))
     }
 
     fn deserialize_unit_struct<V: Visitor<'de>>(
@@ -153,6 +164,7 @@ struct Wrapped<V> {
     visitor: V,
     room: Room,
     in_some: bool,
+    wanted: Wanted,
 }
 
 macro_rules! visit_through {
@@ -173,21 +185,24 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Wrapped<V> {
     visit_through! {
         visit_bool: bool, visit_i8: i8, visit_i16: i16, visit_i32: i32, visit_i64: i64, visit_u8: u8,
         visit_u16: u16, visit_u32: u32, visit_u64: u64, visit_f32: f32, visit_f64: f64, visit_str: &str,
-        visit_bytes: &[u8],
     }
 
     fn visit_borrowed_str<E: de::Error>(self, v: &'de str) -> Result<V::Value, E> {
-        if v.len() < memory::HUGE {
+        if v.len() < memory::HUGE || self.wanted != Wanted::Owned {
             return self.visitor.visit_borrowed_str(v);
         }
-        // Nobody borrows what is decoded here. Whoever wants a copy of this gets one in better pages than his own.
+        // Whoever wants a copy of this gets one in better pages than his own.
         let mut copy = String::from_utf8(room(v.len())).unwrap_or_default();
         copy.push_str(v);
         self.visitor.visit_string(copy)
     }
 
     fn visit_borrowed_bytes<E: de::Error>(self, v: &'de [u8]) -> Result<V::Value, E> {
-        if v.len() < memory::HUGE {
+        if self.wanted == Wanted::Any && str::from_utf8(v).is_ok() {
+            // A `String` would take them for text, before the type whose they are is asked: a changed value.
+            return numbers(v, self.visitor);
+        }
+        if v.len() < memory::HUGE || self.wanted != Wanted::Owned {
             return self.visitor.visit_borrowed_bytes(v);
         }
         let mut copy = room(v.len());
@@ -213,7 +228,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Wrapped<V> {
         match ext.tag {
             SOME if self.in_some => ext.content(self.room, |decoder| decoder.deserialize_any(self.visitor)),
             SOME => ext.content(self.room, |decoder| self.visitor.visit_some(decoder)),
-            U8S => ext.numbers(self.visitor),
+            U8S => numbers(ext.payload, self.visitor),
             U128 => self.visitor.visit_u128(u128::from_be_bytes(ext.array()?)),
             I128 => self.visitor.visit_i128(i128::from_be_bytes(ext.array()?)),
             _ => Err(ext.unknown()),
@@ -281,23 +296,22 @@ impl<'de> Ext<'de> {
         whole(self.payload, room, read).map_err(E::custom)
     }
 
-    /// Hands over a sequence of `u8` like any other sequence of numbers.
-    fn numbers<V: Visitor<'de>, E: de::Error>(&self, visitor: V) -> Result<V::Value, E> {
-        let over = Cell::new(0);
-        let value =
-            visitor.visit_seq(Numbers { left: self.payload.iter(), over: &over, error: PhantomData })?;
-        match over.get() {
-            0 => Ok(value),
-            left => Err(E::invalid_length(self.payload.len(), &Fewer(self.payload.len() - left))),
-        }
-    }
-
     fn array<E: de::Error>(&self) -> Result<[u8; 16], E> {
         self.payload.try_into().map_err(|_| E::invalid_length(self.payload.len(), &"an integer of 16 bytes"))
     }
 
     fn unknown<E: de::Error>(&self) -> E {
         E::custom(format_args!("an extension value of type {} is not expected here", self.tag))
+    }
+}
+
+/// Hands over a sequence of `u8` like any other sequence of numbers.
+fn numbers<'de, V: Visitor<'de>, E: de::Error>(bytes: &'de [u8], visitor: V) -> Result<V::Value, E> {
+    let over = Cell::new(0);
+    let value = visitor.visit_seq(Numbers { left: bytes.iter(), over: &over, error: PhantomData })?;
+    match over.get() {
+        0 => Ok(value),
+        left => Err(E::invalid_length(bytes.len(), &Fewer(bytes.len() - left))),
     }
 }
 
@@ -455,7 +469,7 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Parts<A> {
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, A::Error> {
-        let visitor = Wrapped { visitor, room: self.room.deeper()?, in_some: false };
+        let visitor = Wrapped { visitor, room: self.room.deeper()?, in_some: false, wanted: Wanted::Other };
         self.inner.tuple_variant(len, visitor)
     }
 
@@ -464,7 +478,7 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Parts<A> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, A::Error> {
-        let visitor = Wrapped { visitor, room: self.room.deeper()?, in_some: false };
+        let visitor = Wrapped { visitor, room: self.room.deeper()?, in_some: false, wanted: Wanted::Other };
         self.inner.struct_variant(fields, visitor)
     }
 }

@@ -10,7 +10,7 @@
 //! * **Unit structs** are nil like `()` (not an empty array), so that untagged types find them again.
 //! * **Sequences of `u8`** come from serde element by element; eight or more are kept as raw bytes ([`U8S`]).
 //!   Decoders still see a sequence of numbers, also in `deserialize_any`; real byte strings remain byte
-//!   strings.
+//!   strings, but for those that could be text where anything is asked for: a `String` would take them.
 //! * **128-bit integers** are extension values ([`U128`], [`I128`]), not byte strings, which serde would take
 //!   for text where it buffers. (There serde knows no such integers: a clear error, instead of a changed
 //!   value.)
