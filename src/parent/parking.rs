@@ -186,6 +186,7 @@ impl Parking {
             }
             (Wish::GiveBack, _) => self.give_back(),
             (Wish::Retire, Some(zygote)) if zygote.has_spoken() => zygote.kill(),
+            (Wish::Retire, Some(_)) => lock(&self.all).supply.on_postponed(Instant::now()),
             _ => {}
         }
     }

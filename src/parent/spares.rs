@@ -2,7 +2,7 @@
 //!
 //! Few will do: those that were taken are replaced after a unit has ended, or a little later if it goes on, so that the making
 //! keeps out of the way of what was just started; and at the reaper's leisure, as long as a quarter of them is left. Who has to
-//! start without one shows that there were too few.
+//! start without one shows that there were too few; a second with few starts, that there are too many.
 
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,8 @@ const LONG_IDLE: Duration = Duration::from_secs(10);
 pub(crate) struct Supply {
     target: usize,
     last_start: Option<Instant>,
+    /// Since when starts are counted, and how many there were.
+    counted: Option<(Instant, usize)>,
     refill_at: Option<Instant>,
     given_back: bool,
 }
@@ -44,6 +46,17 @@ impl Supply {
             // The very first tells nothing.
             self.target = (self.target * 2).min(MOST);
         }
+        self.counted = match self.counted {
+            Some((since, count)) if now.saturating_duration_since(since) < IDLE => Some((since, count + 1)),
+            Some((_, count)) => {
+                if count <= self.target / 2 {
+                    // Those that are too many are taken, and not replaced.
+                    self.target /= 2;
+                }
+                Some((now, 1))
+            }
+            None => Some((now, 1)),
+        };
         self.target = self.target.max(LEAST);
         self.last_start = Some(now);
         self.given_back = false;
@@ -75,6 +88,13 @@ impl Supply {
         let idle = if self.given_back { LONG_IDLE } else { IDLE };
         let idle_at = self.last_start.and_then(|start| start.checked_add(idle));
         self.refill_at.into_iter().chain(idle_at).min()
+    }
+
+    /// The zygote cannot be given up yet. It is looked at again after a while.
+    pub(crate) fn on_postponed(&mut self, now: Instant) {
+        if self.last_start.is_none() {
+            *self = Self { last_start: Some(now), given_back: true, ..Self::default() };
+        }
     }
 
     /// Whether more starts are to be expected.
@@ -160,6 +180,40 @@ mod tests {
             supply.on_end(0, now);
             assert_eq!(supply.due(0, true, now), Wish::Make(expected));
         }
+    }
+
+    #[test]
+    fn who_starts_little_keeps_few() {
+        let start = Instant::now();
+        let mut supply = Supply::default();
+        (0..2 * MOST).for_each(|_| supply.on_start(false, false, start));
+        assert_eq!(supply.target, MOST);
+        // In the second of the burst there were many.
+        supply.on_start(true, false, start + IDLE);
+        assert_eq!(supply.target, MOST);
+        (1..MOST).for_each(|_| supply.on_start(true, false, start + IDLE));
+        supply.on_start(true, false, start + 2 * IDLE);
+        assert_eq!(supply.target, MOST);
+        supply.on_start(true, false, start + 3 * IDLE);
+        assert_eq!(supply.target, MOST / 2);
+        supply.on_start(true, false, start + 4 * IDLE);
+        assert_eq!(supply.target, LEAST);
+    }
+
+    #[test]
+    fn a_zygote_that_cannot_be_given_up_yet_is_not_forgotten() {
+        let now = Instant::now();
+        let mut supply = Supply::default();
+        supply.on_start(true, false, now);
+        assert_eq!(supply.due(0, true, now + IDLE), Wish::GiveBack);
+        assert_eq!(supply.due(0, true, now + LONG_IDLE), Wish::Retire);
+        supply.on_postponed(now + LONG_IDLE);
+        assert_eq!(supply.deadline(), Some(now + 2 * LONG_IDLE));
+        assert_eq!(supply.due(0, true, now + 2 * LONG_IDLE), Wish::Retire);
+        // There was a start meanwhile.
+        supply.on_start(true, false, now + 3 * LONG_IDLE);
+        supply.on_postponed(now + 3 * LONG_IDLE);
+        assert_eq!(supply.due(0, true, now + 3 * LONG_IDLE + LATER), Wish::Make(LEAST));
     }
 
     #[test]
