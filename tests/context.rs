@@ -6,7 +6,7 @@ mod harness;
 
 use std::collections::BTreeMap;
 
-use offspring::{Offspring, Subprocess, spawn};
+use offspring::{ErrorKind, Offspring, Subprocess, spawn};
 use serde::{Deserialize, Serialize};
 
 /// A look at its own process.
@@ -58,6 +58,15 @@ fn look() -> View {
 }
 
 behaviour! {
+    fn an_environment_that_is_too_large_is_an_error_that_says_so() {
+        let error = Offspring::builder(Look).env("LARGE", "x".repeat(17 << 20)).spawn().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Start);
+        let said = error.to_string();
+        // execve(2) says E2BIG.
+        assert!(said.contains("environment: it takes") || said.contains("os error 7"), "{said}");
+        assert_eq!(look().environment.get("LARGE"), None);
+    }
+
     fn no_marker_is_left() {
         let view = look();
         assert!(!view.environment.keys().any(|name| name.starts_with("OFFSPRING_CHILD")), "{view:?}");

@@ -171,7 +171,7 @@ behaviour! {
         let error = unit.wait().err().unwrap();
         low_limit(limit);
         assert_eq!(error.kind(), ErrorKind::Decode);
-        assert!(error.to_string().contains("too many open files"), "{error}");
+        assert!(error.to_string().contains("too many open files; the limit is "), "{error}");
     }
 
     fn elsewhere_it_is_an_error() {

@@ -18,6 +18,7 @@ use super::reactor::Registration;
 use super::ring::Popped;
 use super::{AGAIN, BAG, ELSEWHERE, RecvError, RecvTimeoutError, SMALL, Stop, TryRecvError, Wanted};
 use crate::sys::io::{self as sysio, AsFd, Sign};
+use crate::sys::limit;
 use crate::sys::memory::Mapping;
 use crate::wire::crossing;
 
@@ -254,7 +255,7 @@ fn unpack<T: DeserializeOwned>(
     body: &[u8],
     descriptors: &mut impl Iterator<Item = sysio::OwnedFd>,
 ) -> io::Result<T> {
-    let lost = || io::Error::other("its descriptor was lost: too many open files");
+    let lost = || io::Error::other(format!("its descriptor was lost: {}", limit::no_room()));
     let mapping = if tag & ELSEWHERE != 0 {
         let length =
             body.try_into().ok().map(u64::from_le_bytes).and_then(|length| usize::try_from(length).ok());

@@ -279,7 +279,8 @@ fn unpacked(line: &Line, frame: Frame, descriptors: &mut VecDeque<OwnedFd>) -> B
 
 /// Takes over the caller's context: streams, directory, umask, environment.
 fn enter(context: Context, mut descriptors: VecDeque<OwnedFd>) -> Result<(), (&'static str, io::Error)> {
-    let missing = |what| (what, io::Error::other("its descriptor was lost: too many open files"));
+    let missing =
+        |what| (what, io::Error::other(format!("its descriptor was lost: {}", sys::limit::no_room())));
     let directory = match context.directory {
         true => Some(descriptors.pop_front().ok_or(missing("current directory"))?),
         false => None,

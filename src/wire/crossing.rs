@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::codec::{self, CodecError, Encoded};
 use crate::sys::io::{self as sysio, AsFd, BorrowedFd, OwnedFd};
+use crate::sys::limit;
 
 thread_local! {
     /// The crossing that this thread is in the middle of. Between two of them there is nothing to be dropped; without a destructor
@@ -41,8 +42,10 @@ pub(crate) fn pack<T: Serialize + ?Sized>(value: &T) -> Result<Packed, CodecErro
     let Crossing::Out(descriptors) = crossing else {
         return Err(CodecError::new("a crossing that was left open"));
     };
-    let bag = fill(descriptors)
-        .map_err(|error| CodecError::new(format!("its descriptors cannot be sent: {error}")))?;
+    let bag = fill(descriptors).map_err(|error| {
+        let hint = limit::hint(limit::PACK, &error).unwrap_or_default();
+        CodecError::new(format!("its descriptors cannot be sent: {error}{hint}"))
+    })?;
     Ok(Packed { body: body?, bag })
 }
 
@@ -131,8 +134,9 @@ fn empty(bag: OwnedFd) -> io::Result<Vec<Option<OwnedFd>>> {
     }
     if all.len() < wanted {
         return Err(io::Error::other(format!(
-            "{} of {wanted} were lost: too many open files",
-            wanted - all.len()
+            "{} of {wanted} were lost: {}",
+            wanted - all.len(),
+            limit::no_room()
         )));
     }
     Ok(all.into_iter().map(Some).collect())

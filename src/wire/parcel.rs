@@ -9,6 +9,7 @@ use std::ops::Deref;
 use super::codec::Encoded;
 use super::frame::{self, Body, Frame, HEADER, Kind};
 use crate::sys::io::{AsFd, BorrowedFd, OwnedFd};
+use crate::sys::limit;
 use crate::sys::memory::{Mapping, Sealed};
 
 /// Bodies of more bytes go by memory. Measured: from about here on a mapping costs less than two more copies and the wake-ups
@@ -131,7 +132,7 @@ pub(crate) enum Unpacked {
 impl fmt::Display for Unpacked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Lost => f.write_str("its descriptor was lost: too many open files"),
+            Self::Lost => write!(f, "its descriptor was lost: {}", limit::no_room()),
             Self::Bad(error) | Self::Refused(error) => write!(f, "{error}"),
         }
     }

@@ -212,12 +212,20 @@ behaviour! { through ["zygote"];
         unsafe { std::env::set_var("OFFSPRING_STEP", "zygote:cloned:stop") };
         std::thread::scope(|scope| {
             // The child is made, and its pidfd is sent once there is no room for it.
-            let start = scope.spawn(|| double(1));
+            let (tell, told) = std::sync::mpsc::channel();
+            let start = scope.spawn(move || {
+                // SAFETY: asks for a number.
+                tell.send(unsafe { libc::gettid() }).unwrap();
+                double(1)
+            });
+            let thread = told.recv().unwrap() as u32;
             let mut pid = None;
             eventually("the zygote does not stop", || {
                 pid = zygote().filter(|pid| harness::state(*pid) == Some('T'));
                 pid.is_some()
             });
+            // It waits for the answer, and so has closed what it has sent.
+            eventually("the start does not wait", || harness::state(thread) == Some('S'));
             let old = limit(0, libc::RLIMIT_NOFILE, 64);
             let all = take_all_descriptors();
             harness::kill(pid.unwrap(), libc::SIGCONT);

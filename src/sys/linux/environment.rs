@@ -91,6 +91,9 @@ impl Installed {
     }
 }
 
+/// So many bytes are carried at most; what goes with them fits into a frame as well. (An execve(2) carries less.)
+const MOST: usize = 15 << 20;
+
 /// An environment as it goes over the line: `NAME=value` each, with a NUL between them.
 pub(crate) fn block(environment: &[(OsString, OsString)]) -> io::Result<Vec<u8>> {
     let mut block = Vec::with_capacity(4096);
@@ -105,6 +108,10 @@ pub(crate) fn block(environment: &[(OsString, OsString)]) -> io::Result<Vec<u8>>
         if block[start..].contains(&0) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a name or a value with a NUL in it"));
         }
+    }
+    if block.len() > MOST {
+        let what = format!("it takes {} bytes; the limit is {MOST}", block.len());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
     }
     Ok(block)
 }

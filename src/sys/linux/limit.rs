@@ -7,14 +7,24 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::limits::Limit;
 
+/// The step in which the descriptors of a value are duplicated.
+pub(crate) const PACK: &str = "pack";
+
+fn of(resource: Resource, name: &str) -> String {
+    let limit = getrlimit(resource).current;
+    let limit = limit.map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string());
+    format!("; the limit is {limit} ({name})")
+}
+
+/// Why a descriptor has not arrived here: the kernel drops those that there is no room for (unix(7)).
+pub(crate) fn no_room() -> String {
+    format!("too many open files{}", of(Resource::Nofile, "RLIMIT_NOFILE"))
+}
+
 /// Which limit an error of the system speaks of that came of that step, in words for the end of its message.
 pub(crate) fn hint(step: &str, error: &io::Error) -> Option<String> {
-    let of = |resource, name: &str| {
-        let limit = getrlimit(resource).current;
-        let limit = limit.map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string());
-        format!("; the limit is {limit} ({name})")
-    };
     match error.raw_os_error()? {
+        libc::EMFILE if step == PACK => Some(of(Resource::Nofile, "RLIMIT_NOFILE")),
         libc::EMFILE => Some(of(Resource::Nofile, "RLIMIT_NOFILE; each unit takes two descriptors")),
         libc::ENFILE => Some("; the limit is the whole system's (fs.file-max)".into()),
         // fork(2): also a cgroup's pids.max, and the system's own.

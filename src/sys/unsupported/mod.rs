@@ -253,6 +253,12 @@ pub(crate) mod lifecycle;
 pub(crate) mod memory;
 
 pub(crate) mod limit {
+    pub(crate) const PACK: &str = "pack";
+
+    pub(crate) fn no_room() -> String {
+        String::new()
+    }
+
     pub(crate) fn hint(_: &str, _: &std::io::Error) -> Option<String> {
         None
     }
