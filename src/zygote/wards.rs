@@ -1,8 +1,8 @@
 //! The children that must not outlive the parent. Each carries a guard of its own; the zygote sees to those that cannot
 //! hear it: that are stopped, block every signal, or have changed their user.
 //!
-//! No descriptor is kept for them, for each child would inherit it, and starts would take longer the more units are alive.
-//! A child is known by its pid and by the number that the kernel gave its pidfd, which is never given again; before Linux
+//! No descriptor is kept for them, for each child would inherit it, and starts would take longer the more units are alive (but for those
+//! that lead a process group, whose descriptors a child closes all at once). A child is known by its pid and by the number that the kernel gave its pidfd, which is never given again; before Linux
 //! 6.9 there is no such number, and the guard is all that they have.
 
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::sys::cgroup::Cgroup;
 use crate::sys::clone::identity;
 use crate::sys::io::{AsFd, OwnedFd};
+use crate::sys::kept::Kept;
 use crate::sys::ledger::{Care, Ledger};
 use crate::sys::{group, io, lifecycle, limit, pidfd, signals};
 
@@ -24,15 +25,14 @@ pub(crate) struct Wards {
     list: Vec<Ward>,
     /// How long the list may get before those that have ended are struck off.
     limit: usize,
-    /// Those that lead a process group, which is to end with them.
-    groups: Vec<Group>,
+    /// Those that lead a process group, which is to end with them: by their identity their pidfd, for one may be gone before the rest
+    /// of its group, and only a descriptor still stands for that then.
+    groups: Kept<Group>,
 }
 
-/// A child with a group. It may be gone before the rest of its group: only a descriptor still stands for that then.
+/// A child with a group.
 struct Group {
-    pidfd: OwnedFd,
     pid: u32,
-    identity: u64,
     grace: Option<Duration>,
     cgroup: Option<Cgroup>,
 }
@@ -42,8 +42,8 @@ impl Group {
         self.cgroup.as_ref().is_some_and(Cgroup::is_populated)
     }
 
-    fn kill(&self) {
-        group::send_to_rest(&self.pidfd, signals::KILL);
+    fn kill(&self, pidfd: &OwnedFd) {
+        group::send_to_rest(pidfd, signals::KILL);
         self.cgroup.iter().for_each(Cgroup::kill);
     }
 }
@@ -92,18 +92,18 @@ impl Wards {
         cgroup: Option<Cgroup>,
     ) {
         if let Some(identity) = identity(&pidfd) {
-            self.groups.push(Group { pidfd, pid, identity, grace, cgroup });
+            self.groups.insert(identity, pidfd, Group { pid, grace, cgroup });
         }
     }
 
     /// That one has ended, and its group is nobody's concern any more.
     pub(crate) fn release(&mut self, identity: u64) {
-        self.groups.retain(|group| group.identity != identity);
+        self.groups.remove(identity);
     }
 
     /// In a copy of the zygote, which is to have no descriptors of other children.
     pub(crate) fn forget(self) {
-        drop(self.groups);
+        self.groups.close();
         // Whose pages are not worth to be touched.
         std::mem::forget(self.list);
     }
@@ -129,31 +129,31 @@ impl Wards {
             }
         }
         // And who of each was seen last.
-        let mut groups: Vec<(&Group, Option<u32>)> = Vec::new();
-        for group in &self.groups {
+        let mut groups: Vec<(&OwnedFd, &Group, Option<u32>)> = Vec::new();
+        for (pidfd, group) in self.groups.iter() {
             // The guard of its leader sends TERM to all of it.
-            let _ = pidfd::send_signal(&group.pidfd, signals::GUARD);
-            group::send_to_rest(&group.pidfd, signals::CONT);
+            let _ = pidfd::send_signal(pidfd, signals::GUARD);
+            group::send_to_rest(pidfd, signals::CONT);
             if let Some(cgroup) = &group.cgroup {
                 cgroup.send_to_others(group.pid, &[signals::TERM, signals::CONT]);
             }
-            groups.extend(group.grace.and_then(|grace| now.checked_add(grace)).map(|_| (group, None)));
+            groups.extend(group.grace.and_then(|grace| now.checked_add(grace)).map(|_| (pidfd, group, None)));
         }
         let mut look = Duration::from_millis(1);
         while !left.is_empty() || !groups.is_empty() {
             let spent = now.elapsed();
             let rest = |grace: &Duration| grace.saturating_sub(spent);
             let looked: Vec<_> =
-                groups.iter().map(|(group, seen)| (&group.pidfd, group.pid, *seen)).collect();
+                groups.iter().map(|(pidfd, group, seen)| (*pidfd, group.pid, *seen)).collect();
             let mut alive = group::seen_alive(&looked).into_iter();
-            groups.retain_mut(|(group, seen)| {
+            groups.retain_mut(|(pidfd, group, seen)| {
                 *seen = alive.next().flatten();
                 let is_alive = seen.is_some() || group.is_populated();
                 let grace = group.grace.unwrap_or_default();
                 if !is_alive || rest(&grace).is_zero() {
                     // Also if nobody was seen, for somebody may have been overlooked; and again, for one that was made in the middle of it may
                     // have had none.
-                    group.kill();
+                    group.kill(pidfd);
                 }
                 is_alive && spent < grace.saturating_add(PATIENCE)
             });
@@ -164,7 +164,7 @@ impl Wards {
             let graces = left
                 .iter()
                 .map(|(_, grace)| *grace)
-                .chain(groups.iter().filter_map(|(group, _)| group.grace));
+                .chain(groups.iter().filter_map(|(_, group, _)| group.grace));
             let pause = graces.map(|grace| rest(&grace)).min().unwrap_or_default();
             // Nothing tells of the end of a group.
             let pause = if groups.is_empty() { pause } else { pause.min(look) };
@@ -183,7 +183,7 @@ impl Wards {
         /// So often at most, for the kernel may hold one.
         const LOOKS: u32 = 20;
         let mut cgroups: Vec<&Cgroup> =
-            self.groups.iter().filter_map(|group| group.cgroup.as_ref()).collect();
+            self.groups.iter().filter_map(|(_, group)| group.cgroup.as_ref()).collect();
         for look in 0..LOOKS {
             cgroups.retain(|cgroup| !cgroup.remove());
             if cgroups.is_empty() {

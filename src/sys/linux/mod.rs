@@ -9,6 +9,7 @@ mod generation;
 pub(crate) mod group;
 pub(crate) mod image;
 pub(crate) mod io;
+pub(crate) mod kept;
 pub(crate) mod ledger;
 pub(crate) mod lifecycle;
 pub(crate) mod limit;

@@ -252,6 +252,30 @@ pub(crate) mod io;
 pub(crate) mod lifecycle;
 pub(crate) mod memory;
 
+pub(crate) mod kept {
+    use super::io::OwnedFd;
+
+    pub(crate) struct Kept<T>(Vec<(OwnedFd, T)>);
+
+    impl<T> Default for Kept<T> {
+        fn default() -> Self {
+            Self(Vec::new())
+        }
+    }
+
+    impl<T> Kept<T> {
+        pub(crate) fn insert(&mut self, _: u64, _: OwnedFd, _: T) {}
+
+        pub(crate) fn remove(&mut self, _: u64) {}
+
+        pub(crate) fn iter(&self) -> impl Iterator<Item = &(OwnedFd, T)> {
+            self.0.iter()
+        }
+
+        pub(crate) fn close(self) {}
+    }
+}
+
 pub(crate) mod limit {
     pub(crate) const PACK: &str = "pack";
 
