@@ -34,13 +34,13 @@ struct Here {
     name: String,
     parent: u32,
     line: Line,
-    /// Where it reports how far it has got; `None` if there can be no such place.
-    board: Mutex<Option<Option<Board>>>,
+    /// Where it reports how far it has got; until there is such a place, how often that was wanted.
+    board: Mutex<Result<Board, u32>>,
 }
 
 /// For the child's set-up: from now on this is that unit.
 pub(crate) fn enter(line: &Line, name: &str, parent: u32) {
-    let here = Here { name: name.to_owned(), parent, line: line.clone(), board: Mutex::new(None) };
+    let here = Here { name: name.to_owned(), parent, line: line.clone(), board: Mutex::new(Err(0)) };
     let _ = HERE.set(here);
 }
 
@@ -106,7 +106,8 @@ impl Current {
 
     /// Reports how far the unit has got: how much is `done`, of how much in all if that is known, and a message, of which a thousand
     /// bytes are kept. The parent sees the latest, with [`Offspring::progress`](crate::Offspring::progress). Costs no system call but the first
-    /// time, so that it can be called as often as there is news. Where there is no memory for it, nothing is reported.
+    /// time, so that it can be called as often as there is news. Where there is no memory for it, nothing is reported; that is tried again after as many
+    /// reports as there were.
     ///
     /// ```
     /// let unit = offspring::spawn(1000_u64, |count: u64| {
@@ -118,8 +119,16 @@ impl Current {
     /// ```
     pub fn progress(&self, done: u64, total: Option<u64>, message: &str) {
         let mut board = self.here.board.lock().unwrap_or_else(PoisonError::into_inner);
-        let board = board.get_or_insert_with(|| self.board().ok());
-        if let Some(board) = board {
+        if let Err(wanted) = &mut *board {
+            *wanted = wanted.saturating_add(1);
+            // What was in the way may be gone: the second time, the fourth, the eighth.
+            if wanted.is_power_of_two()
+                && let Ok(made) = self.board()
+            {
+                *board = Ok(made);
+            }
+        }
+        if let Ok(board) = &*board {
             board.write(done, total, message);
         }
     }
@@ -173,7 +182,7 @@ impl StopSignal {
 
 #[cfg(unix)]
 impl crate::sys::io::AsFd for StopSignal {
-    /// Readable once it has come. Not to be read from: it is told to all who wait.
+    /// Readable once it has come. Not to be read from: it is told to all who wait. (A process that the unit has forked asks for its own.)
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor
     }

@@ -63,7 +63,8 @@ impl Board {
 
     /// For the unit, one report after the other.
     pub(crate) fn write(&self, done: u64, total: Option<u64>, message: &str) {
-        let turn = self.0[TURN].load(Relaxed).wrapping_add(1);
+        // (0 is for none.)
+        let turn = self.0[TURN].load(Relaxed).wrapping_add(1).max(1);
         let place = place(&self.0, turn);
         // Whoever sees some of what follows sees that the turn before is there.
         fence(Release);
@@ -128,6 +129,16 @@ fn parse(place: &[AtomicU32]) -> Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn there_are_more_reports_than_turns() {
+        let (unit, parent) = boards();
+        unit.0[TURN].store(u32::MAX - 1, Relaxed);
+        for n in 0..4 {
+            unit.write(n, None, "");
+            assert_eq!(parent.read().unwrap().done, n);
+        }
+    }
 
     fn boards() -> (Board, Board) {
         let memory = crate::sys::memory::shared(BYTES as u64).unwrap();

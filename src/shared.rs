@@ -6,11 +6,13 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::de::Error as _;
+use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::fd::{Arrived, Leaving};
 use crate::sys::io::{AsFd, OwnedFd};
 use crate::sys::memory::{self, Mapping};
+use crate::wire::crossing;
 
 /// Bytes that nobody can change any more, and that cross to another process without a copy.
 ///
@@ -127,6 +129,8 @@ impl fmt::Debug for SharedBytes {
 
 impl Serialize for SharedBytes {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // Of none there is no descriptor that would be refused.
+        crossing::check().map_err(S::Error::custom)?;
         let sealed = self.0.as_ref();
         (sealed.map(|sealed| Leaving(sealed.file.as_fd())), self.len()).serialize(serializer)
     }
@@ -205,7 +209,7 @@ impl SharedMemory {
     /// Copies what stands there. Needs no lock; a write meanwhile may be seen in part.
     ///
     /// # Errors
-    /// `UnexpectedEof` if there are not so many bytes from there on.
+    /// `UnexpectedEof` if there are not so many bytes from there on; `InvalidInput` from an offset that no file can have.
     pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
         memory::read_at(&self.0.file, offset, bytes)
     }

@@ -5,7 +5,7 @@
 mod harness;
 
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use harness::eventually;
@@ -145,6 +145,59 @@ behaviour! {
         let progress = unit.progress().unwrap();
         assert_eq!(progress.total, Some(progress.done));
         assert!(unit.wait().is_err());
+    }
+
+    fn a_report_that_had_no_place_does_not_keep_back_the_next() {
+        let unit = spawn((), |()| {
+            let current = current().unwrap();
+            let limit = |most| {
+                // SAFETY: reads and sets a limit of this process.
+                unsafe {
+                    let mut now: libc::rlimit = std::mem::zeroed();
+                    libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut now);
+                    let before = now.rlim_cur;
+                    now.rlim_cur = most;
+                    libc::setrlimit(libc::RLIMIT_NOFILE, &raw const now);
+                    before
+                }
+            };
+            let before = limit(4);
+            current.progress(1, None, "");
+            limit(before);
+            (2..=4).for_each(|n| current.progress(n, None, ""));
+            std::io::stdin().read_exact(&mut [0]).unwrap_err();
+        });
+        let unit = unit.unwrap();
+        let process = unit.process().unwrap().clone();
+        eventually("its end", || !process.is_alive());
+        assert_eq!(unit.progress().map(|progress| progress.done), Some(4));
+        unit.wait().unwrap();
+    }
+
+    fn a_forked_copy_has_a_descriptor_of_its_own() {
+        let unit = spawn((), |()| {
+            let ours = current().unwrap().catch_stop().unwrap();
+            let is_readable = |stop: &offspring::StopSignal| {
+                let mut poll = libc::pollfd { fd: stop.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+                // SAFETY: asks of one descriptor.
+                unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+            };
+            // SAFETY: a copy of a process with one thread.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                let own = current().unwrap().catch_stop();
+                // SAFETY: signals this process, and ends it.
+                unsafe {
+                    libc::raise(libc::SIGTERM);
+                    libc::_exit(i32::from(!own.is_ok_and(|own| own.is_requested() && is_readable(&own))));
+                }
+            }
+            let mut status = -1;
+            // SAFETY: waits for our own child.
+            unsafe { libc::waitpid(child, &raw mut status, 0) };
+            (status, ours.is_requested() || is_readable(&ours))
+        });
+        assert_eq!(unit.unwrap().wait().unwrap(), (0, false));
     }
 
     fn without_a_report_there_is_none() {

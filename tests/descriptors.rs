@@ -156,6 +156,28 @@ behaviour! {
         assert_eq!(error.wait().unwrap(), 7);
     }
 
+    fn where_serde_has_to_guess() {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let (sender, receiver) = offspring::channel(1).unwrap();
+        let writer = File::from(OwnedFd::from(writer));
+        let unit = spawn(vec![Either::Second { file: writer, text: "file".into() }], |mut all: Vec<Either>| {
+            let Some(Either::Second { mut file, text }) = all.pop() else { panic!("it is another") };
+            file.write_all(text.as_bytes()).unwrap();
+        });
+        unit.unwrap().wait().unwrap();
+        let mut said = String::new();
+        // Nobody has a copy of it any more.
+        reader.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "file");
+        let unit = spawn(Either::Fourth { sender, text: "channel".into() }, |either: Either| {
+            let Either::Fourth { sender, text } = either else { panic!("it is another") };
+            sender.send(text).unwrap();
+        });
+        assert_eq!(receiver.recv().unwrap(), "channel");
+        unit.unwrap().wait().unwrap();
+        assert!(receiver.recv().is_err());
+    }
+
     fn too_many_for_the_receiver() {
         raise_limit();
         let (readers, others) = pipes(100);
@@ -190,6 +212,30 @@ behaviour! {
         drop(unit.take_stdin());
         assert!(unit.wait().unwrap());
     }
+}
+
+/// The first and the third are tried with the descriptors of what comes after them.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Either {
+    First {
+        #[serde(with = "offspring::fd")]
+        file: File,
+        text: u32,
+    },
+    Second {
+        #[serde(with = "offspring::fd")]
+        file: File,
+        text: String,
+    },
+    Third {
+        sender: offspring::Sender<String>,
+        text: u32,
+    },
+    Fourth {
+        sender: offspring::Sender<String>,
+        text: String,
+    },
 }
 
 /// Executes `cat`, which runs as long as there is something to read.

@@ -69,7 +69,8 @@ macro_rules! receiving {
             $($(#[$own])* $variant,)*
             /// Nobody can send any more, and all that was sent has been received.
             Disconnected,
-            /// A message came that cannot be had: it cannot be decoded, there is no room for its descriptors. It is lost; the next may come.
+            /// A message came that cannot be had: it cannot be decoded, there is no room for its descriptors. It is lost; the next may come. Or,
+            /// if it was to be received without waiting in the call, there is no descriptor for telling of it: then nothing is lost.
             Failed(io::Error),
         }
 

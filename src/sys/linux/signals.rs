@@ -203,31 +203,31 @@ pub(crate) fn install_stop() {
     install(libc::SIGINT, stop, libc::SA_RESTART);
 }
 
-/// A descriptor that is readable once the unit was told to stop; -1 as long as nobody wants one.
-static STOP_SIGN: AtomicI32 = AtomicI32::new(-1);
+/// A descriptor that is readable once the process was told to stop, and in the upper half the process whose it is; 0 as long as nobody wants
+/// one. (A copy that the unit forks is told for itself alone.)
+static STOP_SIGN: AtomicU64 = AtomicU64::new(0);
 
 fn tell_stop() {
     let sign = STOP_SIGN.load(Ordering::SeqCst);
-    // SAFETY: getpid(2) has no conditions. (A copy that the unit forks is told for itself alone.)
-    if sign >= 0 && unsafe { libc::getpid() } == STOP_OWNER.load(Ordering::SeqCst) {
+    // SAFETY: getpid(2) has no conditions.
+    if sign >> 32 == unsafe { libc::getpid() } as u64 {
         // SAFETY: write(2) from a word of our own, to a descriptor that is never closed.
-        unsafe { libc::write(sign, (&raw const ONE).cast(), size_of::<u64>()) };
+        unsafe { libc::write(sign as c_int, (&raw const ONE).cast(), size_of::<u64>()) };
     }
 }
 
 static ONE: u64 = 1;
 
-/// Whose descriptor that is.
-static STOP_OWNER: AtomicI32 = AtomicI32::new(0);
-
-/// As [`install_stop`]; gives a descriptor that is readable once the unit was told to stop.
+/// As [`install_stop`]; gives a descriptor that is readable once the process was told to stop.
 pub(crate) fn catch_stop() -> io::Result<BorrowedFd<'static>> {
-    let mut sign = STOP_SIGN.load(Ordering::SeqCst);
-    if sign < 0 {
-        STOP_OWNER.store(std::process::id() as i32, Ordering::SeqCst);
+    let own = u64::from(std::process::id()) << 32;
+    let before = STOP_SIGN.load(Ordering::SeqCst);
+    let mut sign = before;
+    if before & !u64::from(u32::MAX) != own {
         let new = super::io::counter()?.into_raw_fd();
-        sign = match STOP_SIGN.compare_exchange(-1, new, Ordering::SeqCst, Ordering::SeqCst) {
-            Ok(_) => new,
+        let ours = own | new as u64;
+        sign = match STOP_SIGN.compare_exchange(before, ours, Ordering::SeqCst, Ordering::SeqCst) {
+            Ok(_) => ours,
             Err(other) => {
                 // SAFETY: ours, and nobody else knows of it.
                 drop(unsafe { OwnedFd::from_raw_fd(new) });
@@ -241,7 +241,7 @@ pub(crate) fn catch_stop() -> io::Result<BorrowedFd<'static>> {
         tell_stop();
     }
     // SAFETY: once there, it stays open for good.
-    Ok(unsafe { BorrowedFd::borrow_raw(sign) })
+    Ok(unsafe { BorrowedFd::borrow_raw(sign as c_int) })
 }
 
 pub(crate) fn stopped() -> bool {
