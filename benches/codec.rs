@@ -1,4 +1,5 @@
-//! What the codec costs beside the format that it stands on, and beside the fastest: `cargo run --release --bin codec`.
+//! What the codec costs beside the format that it stands on, and beside the fastest: `cargo run --release --bin codec`, which writes
+//! `results/codec.md`.
 #![allow(dead_code)] // The codec's sources, and not all of them are called here.
 
 #[path = "../src/wire/codec/mod.rs"]
@@ -72,7 +73,10 @@ fn main() {
             },
         ],
     );
-    println!("a small struct, there and back: {ours:.0} ns, rmp-serde {rmp:.0} ns: {:.2} of it", ours / rmp);
+    let small = format!(
+        "A small struct, there and back: {ours:.0} ns, rmp-serde {rmp:.0} ns: {:.2} of it.",
+        ours / rmp
+    );
 
     let bytes: Vec<u8> = (0..16 << 20).map(|n: u32| n as u8).collect();
     let (encoded, peer) = (codec::encode(&bytes).unwrap(), postcard::to_allocvec(&bytes).unwrap());
@@ -87,7 +91,11 @@ fn main() {
         ],
     );
     let [encode, encode_peer, decode, decode_peer] = rates.map(|ns| bytes.len() as f64 * 1000.0 / ns);
-    println!(
-        "Vec<u8> of 16 MiB: encoded at {encode:.0} MB/s (postcard: {encode_peer:.0}), decoded at {decode:.0} ({decode_peer:.0})"
+    let large = format!(
+        "`Vec<u8>` of 16 MiB: encoded at {encode:.0} MB/s (postcard: {encode_peer:.0}), decoded at {decode:.0} ({decode_peer:.0})."
     );
+    println!("{small}\n{large}");
+    let text =
+        format!("# The codec\n\nWritten by `cargo run --release --bin codec`.\n\n- {small}\n- {large}\n");
+    std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/results/codec.md"), text).unwrap();
 }

@@ -4,8 +4,8 @@ use crate::charts::{Chart, Kind};
 use crate::report::Report;
 use crate::server::Server;
 use crate::turns::{
-    Contender, SLOW, Samples, available, bursts, contenders, every, median, pause, place, quantile, turns,
-    whole,
+    Contender, SLOW, Samples, available, bursts, contenders, every, left_out, median, pause, place, quantile,
+    turns, whole,
 };
 use crate::ways::now;
 
@@ -140,6 +140,7 @@ pub fn starts(report: &mut Report, rounds: usize) -> Vec<(&'static str, f64)> {
          is `-`. The p99 of fewer than 100 turns is the longest.",
     );
     let mut contenders = contenders(|_| true);
+    report.say(&left_out(&contenders));
     let samples = turns(&mut contenders, rounds);
     let ends = tell(report, "A start now and then", rows(&contenders, samples));
     report.say("All took turns, so each had been left alone for some hundredths of a second, and processors had come to rest.");

@@ -26,7 +26,7 @@ fn main() {
     let only = arguments.iter().find(|argument| PARTS.contains(&argument.as_str()));
     let wanted = |what: &str| only.is_none_or(|only| only == what);
     let mut report = report::Report::new("peers", rounds);
-    report.say("Channels, and memory that is not copied: [channels.md](channels.md).");
+    report.say("Channels, and memory that is not copied: [channels.md](channels.md). The codec: [codec.md](codec.md).");
     let mut without = Vec::new();
     if wanted("start") || wanted("memory") {
         without = measure::starts(&mut report, rounds);

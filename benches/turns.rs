@@ -16,10 +16,12 @@ const OWN: [(&str, &str); 9] = [
     ("call", "offspring: result"),
     ("zygote", "offspring: zygote"),
     ("exec", "offspring: exec"),
-    // The only peer in Rust. crossmist 1.1 is left out: it panics (`unreachable`) on the current compiler before it starts
-    // anything.
+    // The only peer in Rust, but for CROSSMIST.
     ("procspawn", "procspawn"),
 ];
+/// Why one is not here.
+const CROSSMIST: &str =
+    "crossmist 1.1.2: it panics (`unreachable`) on the current compiler before it starts anything";
 /// Peers in Python. Its pools are left out: a pool's worker is not started for each unit; `futures` is the same with less to it.
 const PYTHON: [(&str, &str); 6] = [
     ("offspring", "python: offspring"),
@@ -65,6 +67,15 @@ pub fn contenders(wanted: impl Fn(&str) -> bool) -> Vec<Contender> {
         Some(Contender { name, server, first, usual })
     });
     tried.collect()
+}
+
+/// Who is not among them, and why.
+pub fn left_out(contenders: &[Contender]) -> String {
+    let is_here = |name: &str| contenders.iter().any(|contender| contender.name == name);
+    let absent = OWN.iter().chain(&PYTHON).filter(|(_, name)| !is_here(name));
+    let absent =
+        absent.map(|(_, name)| format!("; {name}: it starts nothing on this machine, or is not installed"));
+    format!("Left out: {CROSSMIST}{}.", absent.collect::<String>())
 }
 
 /// The place of that name in the order of the report.

@@ -107,7 +107,7 @@ impl Current {
     /// Reports how far the unit has got: how much is `done`, of how much in all if that is known, and a message, of which a thousand
     /// bytes are kept. The parent sees the latest, with [`Offspring::progress`](crate::Offspring::progress). Costs no system call but the first
     /// time, so that it can be called as often as there is news. Where there is no memory for it, nothing is reported; that is tried again after as many
-    /// reports as there were.
+    /// reports as there were. (A parent that has no descriptor left for it is not told again.)
     ///
     /// ```
     /// let unit = offspring::spawn(1000_u64, |count: u64| {

@@ -2,7 +2,8 @@
 //!
 //! Any type that is [`AsFd`] and `From<OwnedFd>` crosses with `#[serde(with = "offspring::fd")]`, also within `Option` and `Vec`: to a
 //! unit, in its result, and through a [`channel`](crate::channel()). The other process gets a duplicate, which is close-on-exec; the original
-//! stays what it is. There may be half as many as the sender may have open, and as many as the receiver may: each is duplicated when it is sent.
+//! stays what it is. There may be half as many as the sender may have open, and as many as the receiver may: each is duplicated when it is sent
+//! (and again when it arrives in something that serde has to guess the type of, as an untagged enum).
 //! Where none is, as in an empty `Vec`, there is nothing that could be refused elsewhere.
 //!
 //! ```

@@ -218,7 +218,7 @@ impl<R> Offspring<R> {
     /// Waits for the result alone, and gives it as soon as it is home. The child's end (its exit handlers, the kernel's taking
     /// down of its memory) is seen to in the background, and killed after the shutdown timeout if it does not come.
     ///
-    /// For a small unit that is less than half of the time that [`wait`](Self::wait) takes. If there is no result, it waits for
+    /// For a small unit that is a third to two thirds of the time that [`wait`](Self::wait) takes. If there is no result, it waits for
     /// the end, which is where the reason comes from.
     ///
     /// ```

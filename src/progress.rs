@@ -41,6 +41,8 @@ const TURN: usize = 0;
 /// The words of a place.
 const PLACE: usize = 256;
 const PLACES: u32 = (BYTES / (4 * PLACE) - 1) as u32;
+/// Turns are counted from 1 to this and again, so that the places are always taken one after the other. 0 is for none.
+const TURNS: u32 = u32::MAX / PLACES * PLACES;
 /// In a place: the numbers, each in two words; whether there is a total; how many bytes the message has; these.
 const DONE: usize = 0;
 const TOTAL: usize = 2;
@@ -63,8 +65,7 @@ impl Board {
 
     /// For the unit, one report after the other.
     pub(crate) fn write(&self, done: u64, total: Option<u64>, message: &str) {
-        // (0 is for none.)
-        let turn = self.0[TURN].load(Relaxed).wrapping_add(1).max(1);
+        let turn = self.0[TURN].load(Relaxed) % TURNS + 1;
         let place = place(&self.0, turn);
         // Whoever sees some of what follows sees that the turn before is there.
         fence(Release);
@@ -97,7 +98,8 @@ impl Board {
             }
             latest = Some(parse(place(&self.0, turn)));
             fence(Acquire);
-            if self.0[TURN].load(Relaxed).wrapping_sub(turn) < PLACES - 1 {
+            let since = u64::from(self.0[TURN].load(Relaxed)) + u64::from(TURNS) - u64::from(turn.min(TURNS));
+            if since % u64::from(TURNS) < u64::from(PLACES) - 1 {
                 break;
             }
         }
@@ -133,11 +135,19 @@ mod tests {
     #[test]
     fn there_are_more_reports_than_turns() {
         let (unit, parent) = boards();
-        unit.0[TURN].store(u32::MAX - 1, Relaxed);
+        unit.0[TURN].store(TURNS - 2, Relaxed);
+        let mut places = Vec::new();
         for n in 0..4 {
             unit.write(n, None, "");
             assert_eq!(parent.read().unwrap().done, n);
+            places.push(unit.0[TURN].load(Relaxed) % PLACES);
         }
+        assert_eq!(places, [PLACES - 1, 0, 1, 2]);
+        // Whatever stands there is some place.
+        unit.0[TURN].store(u32::MAX, Relaxed);
+        assert!(parent.read().is_some());
+        unit.write(7, None, "");
+        assert_eq!(parent.read().unwrap().done, 7);
     }
 
     fn boards() -> (Board, Board) {

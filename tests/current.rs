@@ -163,6 +163,7 @@ behaviour! {
             };
             let before = limit(4);
             current.progress(1, None, "");
+            assert!(std::fs::File::open("/dev/null").is_err());
             limit(before);
             (2..=4).for_each(|n| current.progress(n, None, ""));
             std::io::stdin().read_exact(&mut [0]).unwrap_err();

@@ -88,11 +88,12 @@ impl Line {
         self.owner == std::process::id()
     }
 
-    fn send(&self, kind: Kind, body: &Encoded, bag: Option<BorrowedFd<'_>>) {
+    /// The line may have had its last word, or be another process's: then nothing is sent.
+    fn send(&self, kind: Kind, body: &Encoded, bag: Option<BorrowedFd<'_>>) -> io::Result<()> {
         if self.is_mine() {
             let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
             if *last {
-                return;
+                return Ok(());
             }
             *last = kind.is_last();
             // It fails if the parent is gone; then the guard sees to us.
@@ -106,17 +107,19 @@ impl Line {
             if sent.is_err() && parcel.is_elsewhere() {
                 sent = Parcel::plain(kind, body, bag).and_then(|parcel| send(&parcel));
             }
-            if let (Err(error), Some(_), true) = (sent, bag, *last) {
+            if let (Err(error), Some(_), true) = (&sent, bag, *last) {
                 let why = format!("its descriptors cannot be sent: {error}");
                 let body = codec::encode(&Failed { step: Step::Encode, why }).unwrap_or_default().into();
                 let _ = send(&Parcel::pack(Kind::Failed, &body, None));
             }
+            return sent.map(drop);
         }
+        Ok(())
     }
 
     fn send_message(&self, kind: Kind, message: &impl Serialize) {
         if let Ok(body) = codec::encode(message) {
-            self.send(kind, &body.into(), None);
+            let _ = self.send(kind, &body.into(), None);
         }
     }
 
@@ -128,8 +131,7 @@ impl Line {
     /// Tells the parent where the unit reports how far it has got.
     pub(crate) fn board(&self, memory: &OwnedFd) -> io::Result<()> {
         let Packed { body, bag } = crossing::pack(&Leaving(memory.as_fd())).map_err(io::Error::other)?;
-        self.send(Kind::Board, &body, bag.as_ref().map(AsFd::as_fd));
-        Ok(())
+        self.send(Kind::Board, &body, bag.as_ref().map(AsFd::as_fd))
     }
 
     /// The end of the process: exit handlers, streams, libc's exit. A forked copy ends without any of it.
@@ -145,7 +147,7 @@ impl Line {
     fn finish(&self, kind: Kind, body: &Encoded, bag: Option<BorrowedFd<'_>>) {
         // Streams are flushed by the exit that follows. Not here: a thread of the unit may hold one for ever.
         step("child", "result");
-        self.send(kind, body, bag);
+        let _ = self.send(kind, body, bag);
         step("child", "sent");
     }
 }
@@ -171,7 +173,7 @@ impl Host for Line {
         }
         step("child", "go");
         if self.awaited {
-            self.send(Kind::Ready, &Vec::new().into(), None);
+            let _ = self.send(Kind::Ready, &Vec::new().into(), None);
         }
     }
 

@@ -84,18 +84,21 @@ pub(crate) fn leave(descriptor: BorrowedFd<'_>) -> Result<u32, String> {
     CURRENT.with_borrow_mut(|crossing| match &mut **crossing {
         Crossing::Out(list) => {
             let copy = sysio::duplicate(descriptor);
-            list.push(copy.map_err(|error| format!("a descriptor cannot be duplicated: {error}"))?);
+            list.push(copy.map_err(|error| {
+                let hint = limit::hint(limit::PACK, &error).unwrap_or_default();
+                format!("a descriptor cannot be duplicated: {error}{hint}")
+            })?);
             u32::try_from(list.len() - 1).map_err(|error| error.to_string())
         }
         _ => Err(OUTSIDE.into()),
     })
 }
 
-/// Whether descriptors can cross now.
+/// For what is being encoded: whether descriptors could be a part of it.
 pub(crate) fn check() -> Result<(), String> {
     CURRENT.with_borrow(|crossing| match &**crossing {
-        Crossing::None => Err(OUTSIDE.into()),
-        Crossing::Out(_) | Crossing::In(_) => Ok(()),
+        Crossing::Out(_) => Ok(()),
+        Crossing::None | Crossing::In(_) => Err(OUTSIDE.into()),
     })
 }
 
@@ -104,9 +107,10 @@ pub(crate) fn take(place: u32) -> Result<OwnedFd, String> {
     CURRENT.with_borrow_mut(|crossing| match &mut **crossing {
         Crossing::In(list) => {
             let slot = list.get_mut(place as usize).ok_or("its descriptor did not arrive")?;
-            let there = slot.as_ref().ok_or("a descriptor that was taken before")?;
             // serde may try one type, and then another (untagged enums): it is there for that as well, if there is room for it.
-            if let Ok(copy) = sysio::duplicate(there) {
+            if let (true, Some(there)) = (codec::is_guessing(), &*slot)
+                && let Ok(copy) = sysio::duplicate(there)
+            {
                 return Ok(copy);
             }
             slot.take().ok_or_else(|| "a descriptor that was taken before".into())

@@ -1,6 +1,7 @@
 //! Decoding. `rmp-serde` reads; the adapter around it takes the marks off, hands the rest through, and
 //! counts.
 
+use super::numbers::numbers;
 use super::{DEPTH, I128, SOME, U8S, U128};
 use crate::sys::memory;
 use rmp_serde::decode::{Deserializer as Rmp, Error, ReadRefReader};
@@ -8,13 +9,25 @@ use serde::de::{
     self, DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Error as _, IgnoredAny, MapAccess,
     SeqAccess, VariantAccess, Visitor,
 };
-use serde::forward_to_deserialize_any;
-use std::{cell::Cell, fmt, marker::PhantomData, slice};
+use std::{cell::Cell, fmt};
 
 type Reader<'de> = Rmp<ReadRefReader<'de, [u8]>>;
 
+thread_local! {
+    static ASKED_FOR_ANY: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a type has asked for anything in the value that is being decoded: then one after the other may try to be its type.
+pub(super) fn is_guessing() -> bool {
+    ASKED_FOR_ANY.get()
+}
+
 pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
-    whole(bytes, Room { depth: DEPTH, bytes: bytes.len() }, |decoder| T::deserialize(decoder))
+    // (It may be in the middle of another.)
+    let before = ASKED_FOR_ANY.replace(false);
+    let result = whole(bytes, Room { depth: DEPTH, bytes: bytes.len() }, |decoder| T::deserialize(decoder));
+    ASKED_FOR_ANY.set(before);
+    result
 }
 
 /// Reads one value, which must be all there is.
@@ -104,8 +117,12 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Decoder<D> {
         true
     }
 
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        ASKED_FOR_ANY.set(true);
+        self.inner.deserialize_any(Self::wrap(visitor, self.room, self.in_some, Wanted::Any))
+    }
+
     hand_through! {
-        deserialize_any() => deserialize_any Any,
         deserialize_bool() => deserialize_bool,
         deserialize_i8() => deserialize_i8,
         deserialize_i16() => deserialize_i16,
@@ -198,7 +215,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Wrapped<V> {
     }
 
     fn visit_borrowed_bytes<E: de::Error>(self, v: &'de [u8]) -> Result<V::Value, E> {
-        if self.wanted == Wanted::Any && str::from_utf8(v).is_ok() {
+        if self.wanted == Wanted::Any && is_buffer::<V::Value>() && str::from_utf8(v).is_ok() {
             // A `String` would take them for text, before the type whose they are is asked: a changed value.
             return numbers(v, self.visitor);
         }
@@ -248,6 +265,12 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Wrapped<V> {
     fn visit_enum<A: EnumAccess<'de>>(self, data: A) -> Result<V::Value, A::Error> {
         self.visitor.visit_enum(Parts { inner: data, room: self.room })
     }
+}
+
+/// Whether that is what serde reads a value into before it knows whose it is (`Content`, `TagOrContent`: private, hence by name).
+fn is_buffer<T>() -> bool {
+    let name = std::any::type_name::<T>();
+    name.starts_with("serde") && name.contains("private") && name.contains("Content")
 }
 
 /// An empty buffer for so many bytes.
@@ -305,16 +328,6 @@ impl<'de> Ext<'de> {
     }
 }
 
-/// Hands over a sequence of `u8` like any other sequence of numbers.
-fn numbers<'de, V: Visitor<'de>, E: de::Error>(bytes: &'de [u8], visitor: V) -> Result<V::Value, E> {
-    let over = Cell::new(0);
-    let value = visitor.visit_seq(Numbers { left: bytes.iter(), over: &over, error: PhantomData })?;
-    match over.get() {
-        0 => Ok(value),
-        left => Err(E::invalid_length(bytes.len(), &Fewer(bytes.len() - left))),
-    }
-}
-
 struct ExtVisitor;
 
 impl<'de> Visitor<'de> for ExtVisitor {
@@ -329,72 +342,6 @@ impl<'de> Visitor<'de> for ExtVisitor {
             (Some(tag), Some(payload)) => Ok(Ext { tag, payload }),
             _ => Err(A::Error::invalid_length(0, &self)),
         }
-    }
-}
-
-/// For the words of an error.
-struct Fewer(usize);
-
-impl de::Expected for Fewer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a sequence of {}", self.0)
-    }
-}
-
-/// A sequence of `u8` that was kept as raw bytes.
-struct Numbers<'a, 'de, E> {
-    left: slice::Iter<'de, u8>,
-    /// Is told at the end how many were not asked for. (Handed over by value, a `Vec<u8>` decodes a fifth
-    /// faster.)
-    over: &'a Cell<usize>,
-    error: PhantomData<E>,
-}
-
-impl<E> Drop for Numbers<'_, '_, E> {
-    fn drop(&mut self) {
-        self.over.set(self.left.len());
-    }
-}
-
-impl<'de, E: de::Error> SeqAccess<'de> for Numbers<'_, 'de, E> {
-    type Error = E;
-
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, E> {
-        match self.left.next() {
-            Some(&number) => seed.deserialize(Number { number, error: self.error }).map(Some),
-            None => Ok(None),
-        }
-    }
-
-    fn size_hint(&self) -> Option<usize> {
-        Some(self.left.len())
-    }
-}
-
-/// One of them. (serde's own deserializer of a `u8` would not serve a newtype or an `Option`.)
-struct Number<E> {
-    number: u8,
-    error: PhantomData<E>,
-}
-
-impl<'de, E: de::Error> Deserializer<'de> for Number<E> {
-    type Error = E;
-
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, E> {
-        visitor.visit_u8(self.number)
-    }
-
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, E> {
-        visitor.visit_some(self)
-    }
-
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, E> {
-        visitor.visit_newtype_struct(self)
-    }
-
-    forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct
-        seq tuple tuple_struct map struct enum identifier ignored_any
     }
 }
 

@@ -10,7 +10,7 @@
 //! * **Unit structs** are nil like `()` (not an empty array), so that untagged types find them again.
 //! * **Sequences of `u8`** come from serde element by element; eight or more are kept as raw bytes ([`U8S`]).
 //!   Decoders still see a sequence of numbers, also in `deserialize_any`; real byte strings remain byte
-//!   strings, but for those that could be text where anything is asked for: a `String` would take them.
+//!   strings, but for those that could be text in serde's buffer: a `String` would take them there.
 //! * **128-bit integers** are extension values ([`U128`], [`I128`]), not byte strings, which serde would take
 //!   for text where it buffers. (There serde knows no such integers: a clear error, instead of a changed
 //!   value.)
@@ -21,8 +21,11 @@
 //!   it. Bytes left over are an error.
 
 mod de;
+mod numbers;
 mod output;
 mod ser;
+#[cfg(test)]
+mod guessing;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
@@ -59,6 +62,11 @@ pub(crate) fn encode_to_cross<T: Serialize + ?Sized>(value: &T) -> Result<Encode
 /// The value that [`encode`] made `bytes` of; or, as these may come from a broken peer, an error.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     de::decode(bytes).map_err(CodecError::new)
+}
+
+/// Whether what is being decoded may be tried as one type after the other, as serde does with what it buffers.
+pub(crate) fn is_guessing() -> bool {
+    de::is_guessing()
 }
 
 /// Why a value could not be encoded or decoded, in words.

@@ -2,7 +2,6 @@
 
 use super::output::DIRECT;
 use super::{Encoded, decode, encode, encode_to_cross};
-use crate::sys::memory::HUGE;
 use serde::{Deserialize, Serialize, de::DeserializeOwned, de::IgnoredAny};
 use serde_bytes::ByteBuf;
 use serde_json::{Value, json};
@@ -419,37 +418,9 @@ fn what_cannot_be_right_is_refused() {
     assert!(encode(&Extension(extension.0)).unwrap_err().to_string().contains("extension"));
 }
 
-#[test]
-fn bytes_are_not_taken_for_text_where_serde_has_to_guess() {
-    for bytes in [&b""[..], b"hello", b"hello, wide world", b"\xff", "\u{e9}".as_bytes()] {
-        let bytes = ByteBuf::from(bytes);
-        carried_buffered(bytes.clone());
-        carried(vec![BytesOrNumber::Bytes(bytes), BytesOrNumber::Text("hello".into())]);
-    }
-}
-
-/// Borrows while it is decoded, and keeps a copy.
-#[derive(Serialize, PartialEq, Debug)]
-struct Copied(String, ByteBuf);
-
-impl<'de> Deserialize<'de> for Copied {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (text, bytes) = <(&str, &serde_bytes::Bytes)>::deserialize(deserializer)?;
-        Ok(Self(text.to_owned(), ByteBuf::from(bytes.to_vec())))
-    }
-}
-
-#[test]
-fn large_strings_can_be_borrowed_while_they_are_decoded() {
-    for length in [1, HUGE - 1, HUGE, HUGE + 1] {
-        let value = Copied("x".repeat(length), ByteBuf::from(vec![3; length]));
-        assert!(decode::<Copied>(&encode(&value).unwrap()).unwrap() == value, "{length}");
-    }
-}
-
 #[derive(Serialize, Deserialize, PartialEq, Debug)]
 #[serde(untagged)]
-enum BytesOrNumber {
+pub(super) enum BytesOrNumber {
     Text(String),
     Bytes(ByteBuf),
     Number(u128),
