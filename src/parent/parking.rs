@@ -102,7 +102,10 @@ impl Parking {
 
     /// For the reaper: the zygote is ready.
     pub(super) fn on_zygote(&self) {
-        lock(&self.all).supply.on_loss(Instant::now());
+        let (mut all, now) = (lock(&self.all), Instant::now());
+        all.supply.on_loss(now);
+        // If nobody has wanted a spare since the last was given up.
+        all.supply.on_postponed(now);
     }
 
     /// Takes a spare of that zygote's, for a start.
