@@ -150,21 +150,10 @@ behaviour! {
     fn a_report_that_had_no_place_does_not_keep_back_the_next() {
         let unit = spawn((), |()| {
             let current = current().unwrap();
-            let limit = |most| {
-                // SAFETY: reads and sets a limit of this process.
-                unsafe {
-                    let mut now: libc::rlimit = std::mem::zeroed();
-                    libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut now);
-                    let before = now.rlim_cur;
-                    now.rlim_cur = most;
-                    libc::setrlimit(libc::RLIMIT_NOFILE, &raw const now);
-                    before
-                }
-            };
-            let before = limit(4);
+            let before = harness::limit_files(4);
             current.progress(1, None, "");
             assert!(std::fs::File::open("/dev/null").is_err());
-            limit(before);
+            harness::limit_files(before);
             (2..=4).for_each(|n| current.progress(n, None, ""));
             std::io::stdin().read_exact(&mut [0]).unwrap_err();
         });

@@ -189,11 +189,20 @@ behaviour! {
         let unit = spawn(200_usize, |count: usize| with::<Vec<File>, _>(pipes(count).0)).unwrap();
         let process = unit.process().unwrap().clone();
         harness::eventually("its end", || !process.is_alive());
-        let limit = low_limit(64);
+        let limit = harness::limit_files(64);
         let error = unit.wait().err().unwrap();
-        low_limit(limit);
+        harness::limit_files(limit);
         assert_eq!(error.kind(), ErrorKind::Decode);
         assert!(error.to_string().contains("too many open files; the limit is "), "{error}");
+    }
+
+    fn too_many_for_the_sender() {
+        let (_readers, others) = pipes(2);
+        let limit = harness::limit_files(4);
+        let error = Number { first: None, none: None, others, ballast: Vec::new() }.spawn().err().unwrap();
+        harness::limit_files(limit);
+        assert_eq!(error.kind(), ErrorKind::Encode);
+        assert!(error.to_string().contains("the limit is 4 (RLIMIT_NOFILE)"), "{error}");
     }
 
     fn elsewhere_it_is_an_error() {
@@ -252,18 +261,5 @@ impl Subprocess for Executes {
         let mut cat = Command::new("cat").stdout(Stdio::null()).spawn().unwrap();
         drop(self.stream);
         cat.wait().unwrap().success()
-    }
-}
-
-/// Sets the limit of open files; gives the one before.
-fn low_limit(files: u64) -> u64 {
-    // SAFETY: a record that is filled in full.
-    unsafe {
-        let mut limit: libc::rlimit = std::mem::zeroed();
-        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
-        let before = limit.rlim_cur;
-        limit.rlim_cur = files;
-        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
-        before
     }
 }

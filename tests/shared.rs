@@ -171,8 +171,25 @@ behaviour! {
             std::fs::File::from(open.try_clone().unwrap()).set_len(4).unwrap();
             Either::Raw(Raw(Some(open), 4))
         });
-        // It was refused as bytes, and is a file all the same.
+        // It was refused as bytes, and is a file all the same; where it can be nothing else, that is the end.
         assert!(matches!(unit.unwrap().wait().unwrap(), Either::Raw(Raw(Some(_), 4))));
+        #[derive(Serialize, Deserialize)]
+        #[serde(untagged)]
+        enum Strict {
+            Bytes(SharedBytes),
+            #[serde(skip_deserializing)]
+            Raw(Raw),
+        }
+        let unit = spawn((), |()| {
+            // SAFETY: as above.
+            let open = unsafe { OwnedFd::from_raw_fd(libc::memfd_create(c"open".as_ptr(), libc::MFD_CLOEXEC)) };
+            std::fs::File::from(open.try_clone().unwrap()).set_len(4).unwrap();
+            Strict::Raw(Raw(Some(open), 4))
+        });
+        let error = unit.unwrap().wait().err().unwrap();
+        assert_eq!(error.kind(), offspring::ErrorKind::Decode, "{error}");
+        let unit = spawn((), |()| Strict::Bytes(SharedBytes::new(b"good").unwrap()));
+        assert!(matches!(unit.unwrap().wait().unwrap(), Strict::Bytes(bytes) if &*bytes == b"good"));
         // And good ones are taken.
         let unit = spawn((), |()| Either::Bytes(SharedBytes::new(b"good").unwrap()));
         assert!(matches!(unit.unwrap().wait().unwrap(), Either::Bytes(bytes) if &*bytes == b"good"));

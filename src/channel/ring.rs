@@ -118,11 +118,6 @@ impl Ring {
         Self { words, capacity, filling: Mutex::default(), seen, generation: generation() }
     }
 
-    #[cfg(test)]
-    pub(super) fn gone(&self) -> u32 {
-        self.words[GONE].load(SeqCst)
-    }
-
     /// Whether this is a forked copy of the process that has made it.
     pub(super) fn is_copy(&self) -> bool {
         self.generation != generation()
@@ -302,9 +297,20 @@ impl Drop for Ring {
             // The next may have it.
             self.words[FILLER].store(0, Release);
         }
-        // Its socket is closed already: whoever sees this finds it so.
+        // Its socket is closed already: whoever sees this finds it so. (But for an end that serde has tried in vain, which is still there
+        // for the next type: then it is found by the next look.)
         self.words[GONE].fetch_add(1, SeqCst);
+        #[cfg(test)]
+        if let Some(act) = AT_GONE.try_with(std::cell::Cell::take).ok().flatten() {
+            act();
+        }
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// What is to be done once, at the moment from which on others can see that an end is gone.
+    pub(super) static AT_GONE: std::cell::Cell<Option<Box<dyn FnOnce()>>> = const { std::cell::Cell::new(None) };
 }
 
 #[cfg(test)]

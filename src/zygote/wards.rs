@@ -1,9 +1,9 @@
 //! The children that must not outlive the parent. Each carries a guard of its own; the zygote sees to those that cannot
 //! hear it: that are stopped, block every signal, or have changed their user.
 //!
-//! No descriptor is kept for them, for each child would inherit it, and starts would take longer the more units are alive (but for those
-//! that lead a process group, whose descriptors a child closes all at once). A child is known by its pid and by the number that the kernel gave its pidfd, which is never given again; before Linux
-//! 6.9 there is no such number, and the guard is all that they have.
+//! No descriptor is kept for them, for each child would inherit it, and starts would take longer the more units are alive (but for
+//! those that lead a process group, whose descriptors a child closes all at once). A child is known by its pid and by the number that
+//! the kernel gave its pidfd, which is never given again; before Linux 6.9 there is no such number, and the guard is all that they have.
 
 use std::time::{Duration, Instant};
 

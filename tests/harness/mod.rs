@@ -280,6 +280,19 @@ pub fn state(pid: u32) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
+/// Sets this process's limit of open files; gives the one before.
+pub fn limit_files(files: u64) -> u64 {
+    // SAFETY: a record that is filled in full.
+    unsafe {
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+        let before = limit.rlim_cur;
+        limit.rlim_cur = files;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        before
+    }
+}
+
 /// For what is started from now on: ends at a step of the protocol. No other thread may read the environment here.
 pub fn wish(step: &str) {
     // SAFETY: see above.

@@ -202,6 +202,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Wrapped<V> {
     visit_through! {
         visit_bool: bool, visit_i8: i8, visit_i16: i16, visit_i32: i32, visit_i64: i64, visit_u8: u8,
         visit_u16: u16, visit_u32: u32, visit_u64: u64, visit_f32: f32, visit_f64: f64, visit_str: &str,
+        visit_bytes: &[u8],
     }
 
     fn visit_borrowed_str<E: de::Error>(self, v: &'de str) -> Result<V::Value, E> {
